@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * operators.h - the one list of operators of the namespace `lath`.
+ *
+ *   LATH_OPERATORS(X) expands to X(name, schema after the name, dispatch key, C entry) for each of them.
+ *
+ * The list feeds registration (library.c); the tests read it back through torch and run opcheck, the leak test and the input
+ * zoo over every name, so no operator can be forgotten. Kernels for CUDA come from an object of their own.
+ *
+ * Schemas: Tensor, int, float and bool only. An absent bias is a tensor without elements: `Tensor?` would cost a heap cell per
+ * call and, before torch 2.13, an allocator mismatch in C. Outputs are always fresh tensors; a gradient that was not asked for is
+ * a tensor of shape (0,).
+ *
+ *   association   0 planner's choice, 1 factored, 2 merged (enum lath_association)
+ *   mask          gradients wanted, a sum of 1 dx, 2 dv, 4 du, 8 d_bias, 16 d_inner_bias
+ *   p             the intermediate (rows, rank) in fp32 (double for double), or of shape (0,) when it was not kept
+ */
+#ifndef LATH_OPERATORS_H
+#define LATH_OPERATORS_H
+
+#define LATH_OPERATORS(X)                                                                                                      \
+  X(linear, "(Tensor x, Tensor weight, Tensor bias) -> Tensor", "CPU", op_linear)                                              \
+  X(lowrank_linear,                                                                                                            \
+    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, int association=0) -> Tensor", "CPU",        \
+    op_lowrank_linear)                                                                                                         \
+  X(lowrank_linear_forward,                                                                                                    \
+    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, bool save=True, int association=0)"          \
+    " -> (Tensor y, Tensor p)",                                                                                                \
+    "CPU", op_lowrank_linear_forward)                                                                                          \
+  X(lowrank_linear_backward,                                                                                                   \
+    "(Tensor dy, Tensor x, Tensor weight_v, Tensor weight_u, Tensor inner_bias, Tensor p, int mask=31, int association=0)"     \
+    " -> (Tensor dx, Tensor dv, Tensor du, Tensor d_bias, Tensor d_inner_bias)",                                               \
+    "CPU", op_lowrank_linear_backward)                                                                                         \
+  X(frobenius_decay, "(Tensor weight_v, Tensor weight_u) -> (Tensor value, Tensor gram_v, Tensor gram_u)", "CPU",              \
+    op_frobenius_decay)                                                                                                        \
+  X(frobenius_decay_backward,                                                                                                  \
+    "(Tensor grad, Tensor weight_v, Tensor weight_u, Tensor gram_v, Tensor gram_u) -> (Tensor dv, Tensor du)", "CPU",          \
+    op_frobenius_decay_backward)                                                                                               \
+  X(lowrank_linear_plan,                                                                                                       \
+    "(int rows, int in_features, int rank, int out_features, int association=0, bool backward=False)"                          \
+    " -> (int association, int kernel, int macs, int dense_macs, bool save_intermediate)",                                     \
+    "CompositeExplicitAutograd", op_lowrank_linear_plan)                                                                       \
+  X(cpu_isa, "() -> int", "CompositeExplicitAutograd", op_cpu_isa)
+
+#endif

@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * linear.h - inside the library: what lath_linear and its twin share. */
+#ifndef LATH_GEMM_LINEAR_H
+#define LATH_GEMM_LINEAR_H
+
+#include "lath.h"
+
+lath_status lath_linear_check(const struct lath_linear *args);
+
+#endif

@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * lath.h - the C interface of liblath: argument structs, status codes and every entry point.
+ *
+ * The library knows neither torch nor CUDA nor C++. It never allocates, prints, exits or raises, and keeps no state except a
+ * dispatch table that is filled once. The caller owns every buffer, and asks for the size of the workspace first.
+ *
+ * Conventions
+ *   - Matrices are row-major. `s_x` is the distance in elements between two rows of x; elements of a row are adjacent.
+ *     A row stride may be 0 for an input (an expanded tensor), never for an output.
+ *   - Extents and strides are int64_t, in elements. An extent may be 0: the entry then writes what the formula gives for
+ *     empty sums and returns LATH_OK.
+ *   - Buffers need the alignment of their element type and no more. Outputs must not overlap inputs or each other.
+ *   - A result does not depend on the number of threads: for each output element the order of additions is fixed by the
+ *     shape alone.
+ *   - Every fast function has a twin with the suffix `_ref`: the same contract in plain loops, the oracle of the tests.
+ */
+#ifndef LATH_H
+#define LATH_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define LATH_VERSION "0.1.0"
+
+#if defined(__GNUC__)
+#define LATH_API __attribute__((visibility("default")))
+#else
+#define LATH_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- status ---------------------------------------------------------------------------------------------------------- */
+
+typedef enum lath_status {
+  LATH_OK = 0,
+  LATH_INVALID_ARGUMENT,  /* a null pointer, a negative extent, a stride shorter than a row */
+  LATH_SIZE_OVERFLOW,     /* a product of extents does not fit the address space */
+  LATH_UNSUPPORTED_DTYPE, /* this entry has no path for args->dtype */
+  LATH_SMALL_WORKSPACE,   /* workspace_bytes is below what the matching _workspace query answers */
+  LATH_HOST_FAILED        /* host->parallel_for reported a failure; outputs are unspecified */
+} lath_status;
+
+/* One English sentence without a full stop; never NULL, also for values outside the enumeration. */
+LATH_API const char *lath_status_text(lath_status status);
+
+/* ---- element types ----------------------------------------------------------------------------------------------------- */
+
+typedef enum lath_dtype {
+  LATH_F32 = 0,
+  LATH_F64,  /* plain loops in double precision: for gradient checks, not for speed */
+  LATH_BF16  /* storage only: every product is accumulated in fp32 and rounded once, to nearest even */
+} lath_dtype;
+
+LATH_API size_t lath_dtype_size(lath_dtype dtype); /* bytes per element; 0 for an unknown type */
+
+/* ---- processor ------------------------------------------------------------------------------------------------------------ */
+
+typedef enum lath_isa { LATH_ISA_GENERIC = 0, LATH_ISA_AVX2, LATH_ISA_AVX512 } lath_isa;
+
+/* The instruction set that the kernels use: the best that the processor has AND whose registers the operating system saves
+ * (CPUID and XGETBV). The environment variable LATH_ISA=generic|avx2|avx512 lowers it; a wish above what the machine can run
+ * is cut to what it can. Decided at the first call, then fixed. */
+LATH_API lath_isa lath_cpu_isa(void);
+LATH_API lath_isa lath_cpu_best_isa(void);      /* the same, deaf to LATH_ISA */
+LATH_API const char *lath_isa_name(lath_isa);   /* "generic", "avx2", "avx512" */
+LATH_API lath_isa lath_cpu_force_isa(lath_isa); /* for tests: switches at run time, returns what is in force now */
+
+/* ---- host services ---------------------------------------------------------------------------------------------------------- */
+
+/* What the caller lends the library. Under torch this is torch's own intra-op pool. */
+struct lath_host {
+  void *ctx;
+  /* Threads that parallel_for may use; at least 1. */
+  int (*num_threads)(void *ctx);
+  /* Calls body(arg, begin, end) for disjoint ranges that cover [0, n), perhaps from several threads, and returns when all
+   * have returned. Non-zero: the host could not do it. */
+  int (*parallel_for)(void *ctx, int64_t n, void (*body)(void *arg, int64_t begin, int64_t end), void *arg);
+};
+
+LATH_API extern const struct lath_host lath_serial_host; /* one thread, the caller's */
+
+/* ---- linear: y = x w^T + bias ------------------------------------------------------------------------------------------------- */
+
+struct lath_linear {
+  lath_dtype dtype; /* of every operand */
+  int64_t rows, in, out;
+  const void *x; /* (rows, in) */
+  int64_t s_x;
+  const void *w; /* (out, in) */
+  int64_t s_w;
+  const void *bias; /* (out), or NULL */
+  void *y;          /* (rows, out) */
+  int64_t s_y;
+  void *workspace;
+  size_t workspace_bytes;
+};
+
+LATH_API lath_status lath_linear_workspace(const struct lath_linear *args, const struct lath_host *host, size_t *bytes);
+LATH_API lath_status lath_linear(const struct lath_linear *args, const struct lath_host *host);
+LATH_API lath_status lath_linear_ref(const struct lath_linear *args);
+
+/* ---- low-rank linear: y = (x v^T + inner_bias) u^T + bias ------------------------------------------------------------------------ */
+
+/* How the two factors are associated. The function and its gradients are the same up to rounding. */
+typedef enum lath_association {
+  LATH_AUTO = 0, /* the planner takes the cheaper one */
+  LATH_FACTORED, /* (x v^T) u^T: rank (in + out) multiply-adds a row */
+  LATH_MERGED    /* x (u v)^T: in out multiply-adds a row, and rank in out once per call */
+} lath_association;
+
+struct lath_lowrank_linear {
+  lath_dtype dtype; /* of every operand but p */
+  lath_association association;
+  int64_t rows, in, rank, out;
+
+  const void *x; /* (rows, in) */
+  int64_t s_x;
+  const void *v; /* (rank, in): the first factor, torch layout of nn.Linear(in, rank).weight */
+  int64_t s_v;
+  const void *u; /* (out, rank): the second factor, torch layout of nn.Linear(rank, out).weight */
+  int64_t s_u;
+  const void *inner_bias; /* (rank), or NULL */
+  const void *bias;       /* (out), or NULL */
+
+  void *y; /* (rows, out); forward only */
+  int64_t s_y;
+
+  /* The intermediate p = x v^T + inner_bias, (rows, rank), contiguous, in the type that sums are kept in (float for F32 and
+   * BF16, double for F64). Forward: written when not NULL and the plan is factored. Backward: read when not NULL, else
+   * recomputed where it is needed. */
+  void *p;
+
+  const void *dy; /* (rows, out); backward only, as all that follow */
+  int64_t s_dy;
+  void *dx; /* (rows, in), or NULL: skipped, like each gradient below */
+  int64_t s_dx;
+  void *dv;           /* (rank, in) contiguous */
+  void *du;           /* (out, rank) contiguous */
+  void *d_inner_bias; /* (rank) */
+  void *d_bias;       /* (out) */
+
+  void *workspace;
+  size_t workspace_bytes;
+};
+
+/* The route that a call takes. */
+typedef enum lath_lowrank_kernel {
+  LATH_LOWRANK_PLAIN = 0, /* plain loops: F64 */
+  LATH_LOWRANK_ROWS,      /* few rows: weights are read in place, once */
+  LATH_LOWRANK_TILES,     /* row tiles: weights packed once per call, the intermediate stays in cache */
+  LATH_LOWRANK_MERGED     /* u v is formed, then one dense product */
+} lath_lowrank_kernel;
+
+struct lath_lowrank_plan {
+  lath_association association; /* never LATH_AUTO */
+  lath_lowrank_kernel kernel;
+  int64_t macs;          /* multiply-adds of the call under this plan (forward, or backward with every gradient) */
+  int64_t dense_macs;    /* of the dense layer: rows in out, twice that for the backward */
+  int save_intermediate; /* 1: for training, keeping p costs less time than computing it again */
+};
+
+/* Pure arithmetic on the shape; `backward` is 0 or 1. Overflowing products are LATH_SIZE_OVERFLOW. */
+LATH_API lath_status lath_lowrank_linear_plan(const struct lath_lowrank_linear *args, int backward,
+                                              struct lath_lowrank_plan *plan);
+
+LATH_API lath_status lath_lowrank_linear_workspace(const struct lath_lowrank_linear *args, const struct lath_host *host,
+                                                   size_t *bytes);
+LATH_API lath_status lath_lowrank_linear(const struct lath_lowrank_linear *args, const struct lath_host *host);
+LATH_API lath_status lath_lowrank_linear_ref(const struct lath_lowrank_linear *args);
+
+LATH_API lath_status lath_lowrank_linear_backward_workspace(const struct lath_lowrank_linear *args,
+                                                            const struct lath_host *host, size_t *bytes);
+LATH_API lath_status lath_lowrank_linear_backward(const struct lath_lowrank_linear *args, const struct lath_host *host);
+LATH_API lath_status lath_lowrank_linear_backward_ref(const struct lath_lowrank_linear *args);
+
+/* ---- Frobenius decay: value = || u v ||_F^2 = < u^T u, v v^T > ------------------------------------------------------------------ */
+
+/* In Gram form: rank^2 (in + out) multiply-adds for the value and as many for the gradients; the (out, in) product is never
+ * formed. d value / du = 2 u (v v^T), d value / dv = 2 (u^T u) v. */
+struct lath_frobenius {
+  lath_dtype dtype; /* of v, u, dv, du */
+  int64_t in, rank, out;
+  const void *v; /* (rank, in) */
+  int64_t s_v;
+  const void *u; /* (out, rank) */
+  int64_t s_u;
+  /* Gram matrices, (rank, rank) contiguous, in the type that sums are kept in (see p above). Written by lath_frobenius, read
+   * by lath_frobenius_backward. */
+  void *gram_v; /* v v^T */
+  void *gram_u; /* u^T u */
+  double *value;
+  double scale; /* backward: the factor of both gradients, the incoming gradient of the value */
+  void *dv;     /* (rank, in) contiguous, or NULL */
+  void *du;     /* (out, rank) contiguous, or NULL */
+  void *workspace;
+  size_t workspace_bytes;
+};
+
+/* One query serves both entries. */
+LATH_API lath_status lath_frobenius_workspace(const struct lath_frobenius *args, const struct lath_host *host, size_t *bytes);
+LATH_API lath_status lath_frobenius(const struct lath_frobenius *args, const struct lath_host *host);
+LATH_API lath_status lath_frobenius_ref(const struct lath_frobenius *args);
+LATH_API lath_status lath_frobenius_backward(const struct lath_frobenius *args, const struct lath_host *host);
+LATH_API lath_status lath_frobenius_backward_ref(const struct lath_frobenius *args);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
