@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# Everything a person does with this checkout, from nothing: needs python3 (>= 3.10), a C and a C++ compiler and make.
+# Set-up lands in folders that git ignores (.venv, .deps, data, build, dist) and is not repeated.
+#
+#   PYTHON   the interpreter to build the environment on; a torch that it has is used (default: python3)
+#   JOBS     parallel jobs (default: the number of processors)
+#   ARGS     handed on to the script or to pytest: make test-python ARGS="-k convert"
+
+PYTHON ?= python3
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+ARGS ?=
+
+VENV := .venv
+OLD_VENV := .venv-oldest
+BIN := $(CURDIR)/$(VENV)/bin
+CMAKE := $(BIN)/cmake
+CTEST := $(BIN)/ctest
+SETUP := $(PYTHON) tools/venv.py
+FETCH := $(PYTHON) tools/fetch.py
+BUILD_PACKAGES := $(VENV)/.build
+TEST_PACKAGES := $(VENV)/.test
+INSTALLED := $(VENV)/.lath
+NATIVE := CMakeLists.txt $(shell find ops bindings/torch -name '*.[ch]' -o -name '*.inc' 2>/dev/null)
+PACKAGE := pyproject.toml $(shell find bindings/python -name '*.py' -o -name 'py.typed' 2>/dev/null)
+HAVE_CLANG := $(shell command -v clang && command -v clang++)
+# The thread sanitizer of older compilers cannot live with much address randomization.
+FIXED_ADDRESSES := $(shell setarch -R true 2>/dev/null && echo setarch -R)
+
+export PATH := $(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONUNBUFFERED := 1
+
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help setup build demo test test-c test-python test-sanitize test-oldest bench wheel clean format
+
+help: ## this list
+	@echo "lath: PyTorch layers with thin weights"
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-15s %s\n' "$$name" "$$text"; done
+
+setup: $(INSTALLED) $(TEST_PACKAGES) ## the environment .venv with torch, lath and the test packages
+
+build: $(BUILD_PACKAGES) ## build/release/liblath_cpu.so, for LATH_LIBRARY
+	@$(CMAKE) --preset release --log-level=WARNING
+	@$(CMAKE) --build --preset release -j $(JOBS)
+
+demo: $(INSTALLED) $(VENV)/.examples ## train a network on Fashion-MNIST, dense and low-rank side by side
+	@folder=$$($(FETCH) fashion-mnist) && LATH_FASHION_MNIST=$$folder $(BIN)/python examples/lowrank/fashion_mnist.py $(ARGS)
+
+test: ## set-up and all tests, from nothing
+	@$(MAKE) --no-print-directory test-c
+	@$(MAKE) --no-print-directory test-sanitize
+	@$(MAKE) --no-print-directory test-python
+
+test-c: $(BUILD_PACKAGES) ## C tests, optimized, with the default compiler and with clang where there is one
+	@$(call run_c_tests,release)
+ifneq ($(HAVE_CLANG),)
+	@$(call run_c_tests,release-clang)
+else
+	@echo "clang not found: its build is left out"
+endif
+
+test-sanitize: $(BUILD_PACKAGES) ## C tests under the address, undefined behaviour and thread sanitizers
+	@$(call run_c_tests,asan)
+	@$(call run_c_tests,tsan,$(FIXED_ADDRESSES))
+
+test-python: $(INSTALLED) $(TEST_PACKAGES) ## tests of operators, modules and the wheel, on the installed package
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-oldest: $(INSTALLED) ## the same binary under the oldest torch (2.10.0), in an environment of its own
+	@$(SETUP) $(OLD_VENV) --torch 2.10.0 test
+	@$(OLD_VENV)/bin/python -m pip install -q --no-deps --no-index --force-reinstall dist/lath-*.whl
+	@$(OLD_VENV)/bin/python -m pytest $(ARGS)
+
+bench: $(INSTALLED) $(VENV)/.bench ## tables and plots against PyTorch, into bench/results
+	@$(BIN)/python bench/run.py $(ARGS)
+
+wheel: dist/.wheel ## dist/lath-<version>-py3-none-<platform>.whl
+	@ls dist/*.whl
+
+clean: ## remove what was built; environments and data stay
+	rm -rf build dist $(INSTALLED)
+
+format: $(VENV)/.format ## clang-format and ruff over the sources
+	@find ops bindings tests \( -name '*.[ch]' -o -name '*.cc' -o -name '*.inc' \) -exec $(BIN)/clang-format -i {} +
+	@$(BIN)/ruff format -q .
+	@$(BIN)/ruff check --fix .
+
+# ---- what the targets stand on ----------------------------------------------------------------------------------------------
+
+# $(call run_c_tests,preset[,prefix of the test command])
+define run_c_tests
+echo "== C tests: $(1)" && \
+folder=$$($(FETCH) googletest) && \
+$(CMAKE) --preset $(1) --log-level=WARNING -DLATH_TESTS=ON -DLATH_GOOGLETEST=$$folder && \
+$(CMAKE) --build --preset $(1) -j $(JOBS) && \
+$(2) $(CTEST) --preset $(1) -j $(JOBS) --no-tests=error
+endef
+
+# One stamp for each group of packages in pyproject.toml.
+$(VENV)/.%: pyproject.toml tools/venv.py
+	@$(SETUP) $(VENV) $*
+	@touch $@
+
+dist/.wheel: $(NATIVE) $(PACKAGE) README.md LICENSE | $(BUILD_PACKAGES)
+	@rm -f dist/lath-*.whl
+	@$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -C build-dir=build/wheel -w dist .
+	@touch $@
+
+$(INSTALLED): dist/.wheel
+	@$(BIN)/python -m pip install -q --no-deps --no-index --force-reinstall dist/lath-*.whl
+	@touch $@
