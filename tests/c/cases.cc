@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// cases.cc - calls of the entry points; see cases.h.
+
+#include "cases.h"
+
+#include <functional>
+
+namespace lath_test {
+namespace {
+
+Values Draw(Numbers numbers, uint32_t seed, int64_t count) {
+  return numbers == Numbers::kIntegers ? SmallIntegers(seed, count) : Uniform(seed, count);
+}
+
+// All rows are equal where the layout repeats the first one, and the fill order does not matter then.
+void FillWith(Operand* operand, Numbers numbers, uint32_t seed) {
+  operand->Fill(Draw(numbers, seed, operand->rows() * operand->cols()));
+}
+
+} // namespace
+
+lath_dtype AccumulatorType(lath_dtype dtype) { return dtype == LATH_F64 ? LATH_F64 : LATH_F32; }
+
+std::string Describe(lath_dtype dtype, const LowrankShape& shape) {
+  static const char* const kNames[] = {"f32", "f64", "bf16"};
+  return std::string(kNames[dtype]) + " rows " + std::to_string(shape.rows) + " in " + std::to_string(shape.in) + " rank " +
+         std::to_string(shape.rank) + " out " + std::to_string(shape.out);
+}
+
+// ---- linear -------------------------------------------------------------------------------------------------------------
+
+LinearInputs::LinearInputs(lath_dtype type, int64_t rows, int64_t in, int64_t out, bool with_bias, Numbers numbers,
+                           uint32_t seed, Layout layout_x, Layout layout_w)
+    : dtype(type), has_bias(with_bias), x(type, rows, in, layout_x), w(type, out, in, layout_w), bias(type, 1, out) {
+  FillWith(&x, numbers, seed);
+  FillWith(&w, numbers, seed + 1);
+  FillWith(&bias, numbers, seed + 2);
+}
+
+LinearArgs Arguments(const LinearInputs& inputs) {
+  LinearArgs args = {};
+  args.dtype = inputs.dtype;
+  args.rows = inputs.x.rows();
+  args.in = inputs.x.cols();
+  args.out = inputs.w.rows();
+  args.x = inputs.x.data();
+  args.s_x = inputs.x.stride();
+  args.w = inputs.w.data();
+  args.s_w = inputs.w.stride();
+  args.bias = inputs.has_bias ? inputs.bias.data() : nullptr;
+  return args;
+}
+
+LinearRun RunLinear(const LinearInputs& inputs, const CallOptions& options) {
+  LinearRun run = {LATH_OK, true, Operand(inputs.dtype, inputs.x.rows(), inputs.w.rows(), options.output)};
+  LinearArgs args = Arguments(inputs);
+  args.y = run.y.data();
+  args.s_y = run.y.stride();
+  run.status = lath_linear_workspace(&args, options.host, &args.workspace_bytes);
+  if (run.status != LATH_OK) return run;
+  Memory workspace(args.workspace_bytes, Place::kHeap, options.workspace_misalignment);
+  args.workspace = workspace.data();
+  run.status = options.ref ? lath_linear_ref(&args) : lath_linear(&args, options.host);
+  run.workspace_intact = workspace.Intact();
+  return run;
+}
+
+LowrankOracle OracleOf(const LinearInputs& inputs) {
+  LowrankOracle oracle;
+  oracle.shape = {inputs.x.rows(), inputs.x.cols(), inputs.w.rows(), 0};
+  oracle.x = inputs.x.Read();
+  oracle.v = inputs.w.Read();
+  if (inputs.has_bias) oracle.inner_bias = inputs.bias.Read();
+  return oracle;
+}
+
+// ---- low-rank linear ----------------------------------------------------------------------------------------------------
+
+LowrankInputs::LowrankInputs(lath_dtype type, LowrankShape extents, bool with_inner_bias, bool with_bias, Numbers numbers,
+                             uint32_t seed, const Layouts& layouts)
+    : dtype(type),
+      shape(extents),
+      has_inner_bias(with_inner_bias),
+      has_bias(with_bias),
+      x(type, shape.rows, shape.in, layouts.x),
+      v(type, shape.rank, shape.in, layouts.v),
+      u(type, shape.out, shape.rank, layouts.u),
+      inner_bias(type, 1, shape.rank, layouts.biases),
+      bias(type, 1, shape.out, layouts.biases),
+      dy(type, shape.rows, shape.out, layouts.dy) {
+  for (Operand* operand : {&x, &v, &u, &inner_bias, &bias, &dy}) FillWith(operand, numbers, seed++);
+}
+
+LowrankOracle OracleOf(const LowrankInputs& inputs) {
+  return {inputs.shape,
+          inputs.x.Read(),
+          inputs.v.Read(),
+          inputs.u.Read(),
+          inputs.has_inner_bias ? inputs.inner_bias.Read() : Values(),
+          inputs.has_bias ? inputs.bias.Read() : Values(),
+          inputs.dy.Read()};
+}
+
+LowrankArgs Arguments(const LowrankInputs& inputs) {
+  LowrankArgs args = {};
+  args.dtype = inputs.dtype;
+  args.rows = inputs.shape.rows;
+  args.in = inputs.shape.in;
+  args.rank = inputs.shape.rank;
+  args.out = inputs.shape.out;
+  args.x = inputs.x.data();
+  args.s_x = inputs.x.stride();
+  args.v = inputs.v.data();
+  args.s_v = inputs.v.stride();
+  args.u = inputs.u.data();
+  args.s_u = inputs.u.stride();
+  args.inner_bias = inputs.has_inner_bias ? inputs.inner_bias.data() : nullptr;
+  args.bias = inputs.has_bias ? inputs.bias.data() : nullptr;
+  return args;
+}
+
+ForwardRun RunForward(const LowrankInputs& inputs, const CallOptions& options, bool with_p) {
+  const LowrankShape& shape = inputs.shape;
+  ForwardRun run = {LATH_OK, true, Operand(inputs.dtype, shape.rows, shape.out, options.output),
+                    Operand(AccumulatorType(inputs.dtype), shape.rows, shape.rank, options.contiguous)};
+  LowrankArgs args = Arguments(inputs);
+  args.association = options.association;
+  args.y = run.y.data();
+  args.s_y = run.y.stride();
+  args.p = with_p ? run.p.data() : nullptr;
+  run.status = lath_lowrank_linear_workspace(&args, options.host, &args.workspace_bytes);
+  if (run.status != LATH_OK) return run;
+  Memory workspace(args.workspace_bytes, Place::kHeap, options.workspace_misalignment);
+  args.workspace = workspace.data();
+  run.status = options.ref ? lath_lowrank_linear_ref(&args) : lath_lowrank_linear(&args, options.host);
+  run.workspace_intact = workspace.Intact();
+  return run;
+}
+
+BackwardRun RunBackward(const LowrankInputs& inputs, const CallOptions& options, unsigned gradients, const Operand* p) {
+  const LowrankShape& shape = inputs.shape;
+  const lath_dtype dtype = inputs.dtype;
+  BackwardRun run = {LATH_OK,
+                     true,
+                     Operand(dtype, shape.rows, shape.in, options.output),
+                     Operand(dtype, shape.rank, shape.in, options.contiguous),
+                     Operand(dtype, shape.out, shape.rank, options.contiguous),
+                     Operand(dtype, 1, shape.rank, options.contiguous),
+                     Operand(dtype, 1, shape.out, options.contiguous)};
+  LowrankArgs args = Arguments(inputs);
+  args.association = options.association;
+  args.dy = inputs.dy.data();
+  args.s_dy = inputs.dy.stride();
+  args.p = p == nullptr ? nullptr : p->data();
+  args.dx = gradients & kDx ? run.dx.data() : nullptr;
+  args.s_dx = run.dx.stride();
+  args.dv = gradients & kDv ? run.dv.data() : nullptr;
+  args.du = gradients & kDu ? run.du.data() : nullptr;
+  args.d_inner_bias = gradients & kDInnerBias ? run.d_inner_bias.data() : nullptr;
+  args.d_bias = gradients & kDBias ? run.d_bias.data() : nullptr;
+  run.status = lath_lowrank_linear_backward_workspace(&args, options.host, &args.workspace_bytes);
+  if (run.status != LATH_OK) return run;
+  Memory workspace(args.workspace_bytes, Place::kHeap, options.workspace_misalignment);
+  args.workspace = workspace.data();
+  run.status = options.ref ? lath_lowrank_linear_backward_ref(&args) : lath_lowrank_linear_backward(&args, options.host);
+  run.workspace_intact = workspace.Intact();
+  return run;
+}
+
+namespace {
+
+using Formula = Values (LowrankOracle::*)() const;
+
+testing::AssertionResult EachGradient(const BackwardRun& run, unsigned gradients,
+                                      const std::function<testing::AssertionResult(const Operand&, Formula)>& check) {
+  if (run.status != LATH_OK) return testing::AssertionFailure() << lath_status_text(run.status);
+  if (!run.workspace_intact) return testing::AssertionFailure() << "bytes outside the workspace were written";
+  const struct {
+    const char* name;
+    unsigned bit;
+    const Operand& got;
+    Formula formula;
+  } all[] = {{"dx", kDx, run.dx, &LowrankOracle::Dx},
+             {"dv", kDv, run.dv, &LowrankOracle::Dv},
+             {"du", kDu, run.du, &LowrankOracle::Du},
+             {"d_inner_bias", kDInnerBias, run.d_inner_bias, &LowrankOracle::DInnerBias},
+             {"d_bias", kDBias, run.d_bias, &LowrankOracle::DBias}};
+  for (const auto& one : all) {
+    if (!(gradients & one.bit)) {
+      if (!one.got.Untouched()) return testing::AssertionFailure() << one.name << " was written and not asked for";
+      continue;
+    }
+    const testing::AssertionResult result = check(one.got, one.formula);
+    if (!result) return testing::AssertionFailure() << one.name << ": " << result.message();
+  }
+  return testing::AssertionSuccess();
+}
+
+} // namespace
+
+testing::AssertionResult ExactGradients(const BackwardRun& run, const LowrankOracle& oracle, unsigned gradients) {
+  return EachGradient(run, gradients,
+                      [&](const Operand& got, Formula formula) { return Exactly(got, (oracle.*formula)()); });
+}
+
+testing::AssertionResult GradientsWithin(const BackwardRun& run, const LowrankOracle& oracle, unsigned gradients) {
+  const LowrankOracle magnitudes = oracle.OfMagnitudes();
+  return EachGradient(run, gradients, [&](const Operand& got, Formula formula) {
+    const double factor = oracle.ErrorFactor(run.dv.dtype());
+    return Within(got, (oracle.*formula)(), Scaled((magnitudes.*formula)(), factor));
+  });
+}
+
+} // namespace lath_test

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// cases.h - one call of an entry point, with its operands in guarded memory and a workspace of exactly the queried size.
+
+#ifndef LATH_TESTS_C_CASES_H_
+#define LATH_TESTS_C_CASES_H_
+
+#include "oracle.h"
+#include "support.h"
+
+namespace lath_test {
+
+enum class Numbers { kIntegers, kUniform };
+
+// The element type that p and the Gram matrices are stored in.
+lath_dtype AccumulatorType(lath_dtype dtype);
+
+// How a call is made, apart from its inputs.
+struct CallOptions {
+  bool ref = false;
+  const lath_host* host = &lath_serial_host;
+  lath_association association = LATH_AUTO;
+  Layout output;                     // of y and dx
+  Layout contiguous;                 // of p, dv, du and the bias gradients: no gap
+  size_t workspace_misalignment = 0; // bytes
+};
+
+// ---- linear -------------------------------------------------------------------------------------------------------------
+
+struct LinearInputs {
+  LinearInputs(lath_dtype type, int64_t rows, int64_t in, int64_t out, bool with_bias, Numbers numbers, uint32_t seed,
+               Layout layout_x = {}, Layout layout_w = {});
+
+  lath_dtype dtype;
+  bool has_bias;
+  Operand x, w, bias;
+};
+
+struct LinearRun {
+  lath_status status;
+  bool workspace_intact;
+  Operand y;
+};
+
+LinearArgs Arguments(const LinearInputs& inputs);
+LinearRun RunLinear(const LinearInputs& inputs, const CallOptions& options);
+// x w^T + bias as the first half of a low-rank product: its P() is y.
+LowrankOracle OracleOf(const LinearInputs& inputs);
+
+// ---- low-rank linear ----------------------------------------------------------------------------------------------------
+
+struct LowrankInputs {
+  struct Layouts {
+    Layout x, v, u, biases, dy;
+  };
+  LowrankInputs(lath_dtype type, LowrankShape extents, bool with_inner_bias, bool with_bias, Numbers numbers, uint32_t seed,
+                const Layouts& layouts);
+  LowrankInputs(lath_dtype type, LowrankShape extents, bool with_inner_bias, bool with_bias, Numbers numbers, uint32_t seed)
+      : LowrankInputs(type, extents, with_inner_bias, with_bias, numbers, seed, Layouts()) {}
+
+  lath_dtype dtype;
+  LowrankShape shape;
+  bool has_inner_bias, has_bias;
+  Operand x, v, u, inner_bias, bias, dy;
+};
+
+LowrankOracle OracleOf(const LowrankInputs& inputs);
+LowrankArgs Arguments(const LowrankInputs& inputs); // what forward and backward share
+
+struct ForwardRun {
+  lath_status status;
+  bool workspace_intact;
+  Operand y, p;
+};
+
+ForwardRun RunForward(const LowrankInputs& inputs, const CallOptions& options, bool with_p = false);
+
+enum Gradient : unsigned { kDx = 1, kDv = 2, kDu = 4, kDInnerBias = 8, kDBias = 16, kAllGradients = 31 };
+
+struct BackwardRun {
+  lath_status status;
+  bool workspace_intact;
+  Operand dx, dv, du, d_inner_bias, d_bias;
+};
+
+// `p` may be nullptr: recomputed.
+BackwardRun RunBackward(const LowrankInputs& inputs, const CallOptions& options, unsigned gradients = kAllGradients,
+                        const Operand* p = nullptr);
+
+// The asked gradients are exact or within the bound of the oracle, the others were not touched.
+testing::AssertionResult ExactGradients(const BackwardRun& run, const LowrankOracle& oracle, unsigned gradients);
+testing::AssertionResult GradientsWithin(const BackwardRun& run, const LowrankOracle& oracle, unsigned gradients);
+
+std::string Describe(lath_dtype dtype, const LowrankShape& shape);
+
+} // namespace lath_test
+
+#endif // LATH_TESTS_C_CASES_H_
