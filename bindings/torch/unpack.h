@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * unpack.h - from torch's handles to what liblath takes: checked views of tensors, and matrices with one row stride.
+ *
+ * Every function that returns bool returns false after call_fail(), with a message that names the operator and the argument and
+ * says what came and what was expected.
+ */
+#ifndef LATH_UNPACK_H
+#define LATH_UNPACK_H
+
+#include "call.h"
+
+/* What torch knows about a tensor; valid as long as the handle lives. */
+struct tensor {
+  const char *name; /* of the argument */
+  AtenTensorHandle handle;
+  int32_t dtype_code;
+  int64_t dim;
+  const int64_t *sizes, *strides;
+};
+
+/* Rows at a fixed distance, elements of a row adjacent: what the structs of lath.h describe. */
+struct matrix {
+  const void *data; /* NULL for no elements */
+  int64_t rows, cols, stride;
+};
+
+/* The operand whose dtype the others must have, and that dtype. */
+struct lead {
+  const char *name;
+  lath_dtype dtype;
+};
+
+/* Argument `index`, which must be a dense tensor on the CPU. */
+bool unpack_tensor(struct call *call, int index, const char *name, struct tensor *tensor);
+
+/* A tensor without elements stands for an argument that is absent; nothing else is asked of it. */
+bool unpack_absent(struct call *call, int index, const char *name, bool *absent);
+
+/* The dtype of the leading operand: one that lath has kernels for. Then that of the others. */
+bool unpack_lead(struct call *call, const struct tensor *tensor, struct lead *lead);
+bool unpack_same_dtype(struct call *call, const struct tensor *tensor, const struct lead *lead);
+
+/* A tensor in the type that sums over the leading operand are kept in. */
+bool unpack_sum_dtype(struct call *call, const struct tensor *tensor, const struct lead *lead);
+
+/* The tensor, of at least one dimension, as (product of the leading ones, last one). A layout that no single row stride
+ * describes is copied; the copy is released with the arguments. */
+bool unpack_matrix(struct call *call, const struct tensor *tensor, struct matrix *matrix);
+
+/* The same without gaps between the rows. */
+bool unpack_contiguous(struct call *call, const struct tensor *tensor, struct matrix *matrix);
+
+/* The leading operand of a linear map: (..., in_features), as a matrix of rows. */
+bool unpack_input(struct call *call, int index, const char *name, struct tensor *tensor, struct lead *lead,
+                  struct matrix *rows);
+
+/* A weight of shape (any, cols) and the dtype of the lead. The message reads "expected (<rows_name>, <cols>) to match <match>".
+ */
+bool unpack_weight(struct call *call, int index, const char *name, const struct lead *lead, const char *rows_name, int64_t cols,
+                   const char *match, struct matrix *weight);
+
+/* A vector of shape (n,) and the dtype of the lead, or NULL when it is absent. */
+bool unpack_optional_vector(struct call *call, int index, const char *name, const struct lead *lead, int64_t n,
+                            const char *match, const void **data);
+
+/* The next output: shaped like `tensor` but for the last dimension. */
+bool output_like(struct call *call, const char *name, const struct tensor *tensor, int64_t last, lath_dtype dtype, void **data);
+
+/* call_fail() with "got shape (2, 3), expected " and the formatted text. */
+__attribute__((format(printf, 3, 4))) bool fail_shape(struct call *call, const struct tensor *tensor, const char *format, ...);
+
+#endif
