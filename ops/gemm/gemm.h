@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * gemm.h - inside the library: the packed product that every dense-shaped piece of work goes through.
+ *
+ * C (m, n) = A (m, k) B (k, n) + bias, all float. B comes as panels, packed or in place; A is read in place or packed block by block.
+ * One call is one thread's work: families split rows or columns among threads and call it on their share. */
+#ifndef LATH_GEMM_GEMM_H
+#define LATH_GEMM_GEMM_H
+
+#include "core/arena.h"
+#include "gemm/kernels.h"
+
+/* B (k, n) as blocks of `width` columns, either packed, panel j at packed + j * k * width, or in place. */
+struct lath_panels {
+  int64_t n, k, width;
+  int vecs;
+  float *packed;     /* NULL: in place */
+  const float *rows; /* B in place, its row stride `stride` */
+  int64_t stride;
+};
+
+/* The panel width that wastes least of n. */
+int lath_panel_vecs(const struct lath_kernels *kernels, int64_t n);
+
+/* Packed panels in memory taken from the arena; filled by lath_pack. */
+struct lath_panels lath_panels_take(const struct lath_kernels *kernels, struct lath_arena *arena, int64_t n, int64_t k);
+int64_t lath_panels_count(const struct lath_panels *panels);
+
+/* Fills panels [from, to) of B. `transposed`: w holds B^T, (n, k) rows, the layout of a torch weight; else B, (k, n) rows. */
+void lath_pack(const struct lath_kernels *kernels, const struct lath_panels *panels, int64_t from, int64_t to, const float *w,
+               int64_t s_w, int transposed);
+
+/* B in place. */
+struct lath_panels lath_panels_in_place(const struct lath_kernels *kernels, int64_t n, int64_t k, const float *b, int64_t s_b);
+
+struct lath_product {
+  int64_t m;
+  const float *a;
+  int64_t s_a;
+  int a_order; /* LATH_A_ROWS: a[i * s_a + k], LATH_A_COLUMNS: a[k * s_a + i] */
+  const struct lath_panels *b;
+  const float *bias; /* (n), or NULL */
+  float *c;
+  int64_t s_c;
+  int accumulate; /* C += A B; bias is not used */
+  float *scratch; /* lath_product_scratch floats, one per thread */
+};
+
+int64_t lath_product_scratch(const struct lath_kernels *kernels);
+void lath_multiply(const struct lath_kernels *kernels, const struct lath_product *product);
+
+/* C (m, n) = A W^T + bias with A (m, k) for few rows m, W (n, k) read in place and once. `scratch`: lath_few_rows_scratch floats. */
+int64_t lath_few_rows_scratch(const struct lath_kernels *kernels, int64_t m, int64_t k);
+void lath_multiply_few_rows(const struct lath_kernels *kernels, int64_t m, int64_t n, int64_t k, const float *a, int64_t s_a,
+                            const float *w, int64_t s_w, const float *bias, float *c, int64_t s_c, float *scratch);
+
+/* A whole product on the host's threads: B is packed once, then threads share the rows of C. With few rows and B transposed, threads
+ * share the columns and nothing is packed. */
+struct lath_gemm {
+  int64_t m, n, k;
+  const float *a;
+  int64_t s_a;
+  int a_order;
+  const float *b;
+  int64_t s_b;
+  int b_transposed; /* b holds B^T, (n, k) rows */
+  const float *bias;
+  float *c;
+  int64_t s_c;
+  /* set by lath_gemm_take */
+  int64_t workers, scratch_size;
+  struct lath_panels panels;
+  float *scratch;
+};
+
+/* Needs m, n, k, a_order and b_transposed; a temporary of the arena that the next product may use again: pass a copy. */
+void lath_gemm_take(struct lath_gemm *gemm, const struct lath_host *host, struct lath_arena *arena);
+lath_status lath_gemm_run(struct lath_gemm *gemm, const struct lath_host *host);
+
+#endif

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * vec_generic.h - the vector vocabulary of the kernel templates for any processor: 4 floats in the vector extension of GCC and
+ * Clang, which becomes SSE2, NEON or scalar code. Products are rounded before they are added: no fused multiply-add is assumed. */
+#ifndef LATH_GEMM_VEC_GENERIC_H
+#define LATH_GEMM_VEC_GENERIC_H
+
+#include <stdint.h>
+#include <string.h>
+
+typedef float vec __attribute__((vector_size(16)));
+#define LANES 4
+#define ISA_NAME(x) x##_generic
+
+#define ROWS_1 4
+#define ROWS_2 4
+#define ROWS_3 4
+#define ROWS_4 3
+#define DOT_ROWS 2
+
+static inline vec v_zero(void) { return (vec){0.f, 0.f, 0.f, 0.f}; }
+static inline vec v_set(float f) { return (vec){f, f, f, f}; }
+static inline vec v_load(const float *p) {
+  vec a;
+  memcpy(&a, p, sizeof a);
+  return a;
+}
+static inline vec v_load_n(const float *p, int64_t n) { /* n >= 1; rest 0 */
+  vec a = v_zero();
+  for (int64_t i = 0; i < LANES && i < n; i++) a[i] = p[i];
+  return a;
+}
+static inline void v_store(float *p, vec a) { memcpy(p, &a, sizeof a); }
+static inline void v_store_n(float *p, vec a, int64_t n) { /* n >= 1 */
+  for (int64_t i = 0; i < LANES && i < n; i++) p[i] = a[i];
+}
+static inline vec v_add(vec a, vec b) { return a + b; }
+static inline vec v_fma(vec a, vec b, vec c) { return a * b + c; }
+
+static inline float v_sum(vec a) { return (a[0] + a[1]) + (a[2] + a[3]); }
+static inline void v_sum4(float *out, vec a, vec b, vec c, vec d) {
+  out[0] = v_sum(a), out[1] = v_sum(b), out[2] = v_sum(c), out[3] = v_sum(d);
+}
+
+static inline void v_transpose(vec r[LANES]) {
+  const vec a = r[0], b = r[1], c = r[2], d = r[3];
+  for (int i = 0; i < LANES; i++) r[i] = (vec){a[i], b[i], c[i], d[i]};
+}
+
+#endif
