@@ -172,27 +172,39 @@ namespace {
 
 using Formula = Values (LowrankOracle::*)() const;
 
-testing::AssertionResult EachGradient(const BackwardRun& run, unsigned gradients,
-                                      const std::function<testing::AssertionResult(const Operand&, Formula)>& check) {
+struct NamedGradient {
+  const char* name;
+  unsigned bit;
+  Operand BackwardRun::*result;
+  Formula formula;
+};
+
+constexpr NamedGradient kNamedGradients[] = {
+    {"dx", kDx, &BackwardRun::dx, &LowrankOracle::Dx},
+    {"dv", kDv, &BackwardRun::dv, &LowrankOracle::Dv},
+    {"du", kDu, &BackwardRun::du, &LowrankOracle::Du},
+    {"d_inner_bias", kDInnerBias, &BackwardRun::d_inner_bias, &LowrankOracle::DInnerBias},
+    {"d_bias", kDBias, &BackwardRun::d_bias, &LowrankOracle::DBias},
+};
+
+testing::AssertionResult Completed(const BackwardRun& run) {
   if (run.status != LATH_OK) return testing::AssertionFailure() << lath_status_text(run.status);
   if (!run.workspace_intact) return testing::AssertionFailure() << "bytes outside the workspace were written";
-  const struct {
-    const char* name;
-    unsigned bit;
-    const Operand& got;
-    Formula formula;
-  } all[] = {{"dx", kDx, run.dx, &LowrankOracle::Dx},
-             {"dv", kDv, run.dv, &LowrankOracle::Dv},
-             {"du", kDu, run.du, &LowrankOracle::Du},
-             {"d_inner_bias", kDInnerBias, run.d_inner_bias, &LowrankOracle::DInnerBias},
-             {"d_bias", kDBias, run.d_bias, &LowrankOracle::DBias}};
-  for (const auto& one : all) {
-    if (!(gradients & one.bit)) {
-      if (!one.got.Untouched()) return testing::AssertionFailure() << one.name << " was written and not asked for";
+  return testing::AssertionSuccess();
+}
+
+testing::AssertionResult EachGradient(const BackwardRun& run, unsigned gradients,
+                                      const std::function<testing::AssertionResult(const Operand&, Formula)>& check) {
+  const testing::AssertionResult completed = Completed(run);
+  if (!completed) return completed;
+  for (const NamedGradient& gradient : kNamedGradients) {
+    const Operand& got = run.*gradient.result;
+    if (!(gradients & gradient.bit)) {
+      if (!got.Untouched()) return testing::AssertionFailure() << gradient.name << " was written and not asked for";
       continue;
     }
-    const testing::AssertionResult result = check(one.got, one.formula);
-    if (!result) return testing::AssertionFailure() << one.name << ": " << result.message();
+    const testing::AssertionResult result = check(got, gradient.formula);
+    if (!result) return testing::AssertionFailure() << gradient.name << ": " << result.message();
   }
   return testing::AssertionSuccess();
 }
@@ -210,6 +222,86 @@ testing::AssertionResult GradientsWithin(const BackwardRun& run, const LowrankOr
     const double factor = oracle.ErrorFactor(run.dv.dtype());
     return Within(got, (oracle.*formula)(), Scaled((magnitudes.*formula)(), factor));
   });
+}
+
+testing::AssertionResult SameGradients(const BackwardRun& a, const BackwardRun& b, unsigned gradients) {
+  for (const BackwardRun* run : {&a, &b}) {
+    const testing::AssertionResult completed = Completed(*run);
+    if (!completed) return completed;
+  }
+  for (const NamedGradient& gradient : kNamedGradients) {
+    if (!(gradients & gradient.bit)) continue;
+    const testing::AssertionResult result = SameBits(a.*gradient.result, b.*gradient.result);
+    if (!result) return testing::AssertionFailure() << gradient.name << ": " << result.message();
+  }
+  return testing::AssertionSuccess();
+}
+
+// ---- Frobenius decay ------------------------------------------------------------------------------------------------------
+
+FrobeniusInputs::FrobeniusInputs(lath_dtype type, int64_t in, int64_t rank, int64_t out, Numbers numbers, uint32_t seed,
+                                 Layout layout_v, Layout layout_u)
+    : dtype(type), v(type, rank, in, layout_v), u(type, out, rank, layout_u) {
+  FillWith(&u, numbers, seed);
+  FillWith(&v, numbers, seed + 1);
+}
+
+Values FrobeniusInputs::GramV() const {
+  return Multiply(v.Read(), Transpose(v.Read(), v.rows(), v.cols()), v.rows(), v.cols(), v.rows());
+}
+
+Values FrobeniusInputs::GramU() const {
+  return Multiply(Transpose(u.Read(), u.rows(), u.cols()), u.Read(), u.cols(), u.rows(), u.cols());
+}
+
+FrobeniusArgs Arguments(const FrobeniusInputs& inputs) {
+  FrobeniusArgs args = {};
+  args.dtype = inputs.dtype;
+  args.in = inputs.v.cols();
+  args.rank = inputs.v.rows();
+  args.out = inputs.u.rows();
+  args.v = inputs.v.data();
+  args.s_v = inputs.v.stride();
+  args.u = inputs.u.data();
+  args.s_u = inputs.u.stride();
+  return args;
+}
+
+FrobeniusRun RunFrobenius(const FrobeniusInputs& inputs, const CallOptions& options) {
+  const lath_dtype sums = AccumulatorType(inputs.dtype);
+  const int64_t rank = inputs.v.rows();
+  FrobeniusRun run = {LATH_OK, true, Operand(sums, rank, rank, options.contiguous),
+                      Operand(sums, rank, rank, options.contiguous), Operand(LATH_F64, 1, 1)};
+  FrobeniusArgs args = Arguments(inputs);
+  args.gram_v = run.gram_v.data();
+  args.gram_u = run.gram_u.data();
+  args.value = reinterpret_cast<double*>(run.value.data());
+  run.status = lath_frobenius_workspace(&args, options.host, &args.workspace_bytes);
+  if (run.status != LATH_OK) return run;
+  Memory workspace(args.workspace_bytes, Place::kHeap, options.workspace_misalignment);
+  args.workspace = workspace.data();
+  run.status = options.ref ? lath_frobenius_ref(&args) : lath_frobenius(&args, options.host);
+  run.workspace_intact = workspace.Intact();
+  return run;
+}
+
+FrobeniusBackwardRun RunFrobeniusBackward(const FrobeniusInputs& inputs, const CallOptions& options, const Operand& gram_v,
+                                          const Operand& gram_u, double scale, unsigned gradients) {
+  FrobeniusBackwardRun run = {LATH_OK, true, Operand(inputs.dtype, inputs.v.rows(), inputs.v.cols(), options.contiguous),
+                              Operand(inputs.dtype, inputs.u.rows(), inputs.u.cols(), options.contiguous)};
+  FrobeniusArgs args = Arguments(inputs);
+  args.gram_v = gram_v.data();
+  args.gram_u = gram_u.data();
+  args.scale = scale;
+  args.dv = gradients & kDv ? run.dv.data() : nullptr;
+  args.du = gradients & kDu ? run.du.data() : nullptr;
+  run.status = lath_frobenius_workspace(&args, options.host, &args.workspace_bytes);
+  if (run.status != LATH_OK) return run;
+  Memory workspace(args.workspace_bytes, Place::kHeap, options.workspace_misalignment);
+  args.workspace = workspace.data();
+  run.status = options.ref ? lath_frobenius_backward_ref(&args) : lath_frobenius_backward(&args, options.host);
+  run.workspace_intact = workspace.Intact();
+  return run;
 }
 
 } // namespace lath_test

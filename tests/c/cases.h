@@ -90,6 +90,38 @@ BackwardRun RunBackward(const LowrankInputs& inputs, const CallOptions& options,
 // The asked gradients are exact or within the bound of the oracle, the others were not touched.
 testing::AssertionResult ExactGradients(const BackwardRun& run, const LowrankOracle& oracle, unsigned gradients);
 testing::AssertionResult GradientsWithin(const BackwardRun& run, const LowrankOracle& oracle, unsigned gradients);
+testing::AssertionResult SameGradients(const BackwardRun& a, const BackwardRun& b, unsigned gradients = kAllGradients);
+
+// ---- Frobenius decay ------------------------------------------------------------------------------------------------------
+
+struct FrobeniusInputs {
+  FrobeniusInputs(lath_dtype type, int64_t in, int64_t rank, int64_t out, Numbers numbers, uint32_t seed, Layout layout_v = {},
+                  Layout layout_u = {});
+
+  lath_dtype dtype;
+  Operand v, u;
+
+  Values GramV() const; // v v^T
+  Values GramU() const; // u^T u
+};
+
+struct FrobeniusRun {
+  lath_status status;
+  bool workspace_intact;
+  Operand gram_v, gram_u, value;
+};
+
+struct FrobeniusBackwardRun {
+  lath_status status;
+  bool workspace_intact;
+  Operand dv, du;
+};
+
+FrobeniusArgs Arguments(const FrobeniusInputs& inputs);
+FrobeniusRun RunFrobenius(const FrobeniusInputs& inputs, const CallOptions& options);
+// `gradients` is a set of kDv and kDu.
+FrobeniusBackwardRun RunFrobeniusBackward(const FrobeniusInputs& inputs, const CallOptions& options, const Operand& gram_v,
+                                          const Operand& gram_u, double scale, unsigned gradients = kDv | kDu);
 
 std::string Describe(lath_dtype dtype, const LowrankShape& shape);
 

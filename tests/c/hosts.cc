@@ -34,6 +34,7 @@ std::vector<std::pair<int64_t, int64_t>> ThreadHost::Ranges(int64_t n) {
 
 int ThreadHost::ParallelFor(void* ctx, int64_t n, void (*body)(void*, int64_t, int64_t), void* arg) {
   ThreadHost* self = static_cast<ThreadHost*>(ctx);
+  ++self->calls_;
   const auto ranges = self->Ranges(n);
   const size_t threads = static_cast<size_t>(self->threads_);
   const auto work = [&](size_t first) {

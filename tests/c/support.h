@@ -180,13 +180,14 @@ class ThreadHost {
  public:
   explicit ThreadHost(int threads, Cut cut = Cut::kOnePerThread, uint32_t seed = 1);
   const lath_host* get() const { return &host_; }
+  int calls() const { return calls_; } // of parallel_for
 
  private:
   static int NumThreads(void* ctx);
   static int ParallelFor(void* ctx, int64_t n, void (*body)(void*, int64_t, int64_t), void* arg);
   std::vector<std::pair<int64_t, int64_t>> Ranges(int64_t n);
 
-  int threads_;
+  int threads_, calls_ = 0;
   Cut cut_;
   Choices choices_;
   lath_host host_;

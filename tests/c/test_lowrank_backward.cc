@@ -124,11 +124,7 @@ TEST_P(LowrankBackward, SkippingOneGradientLeavesTheBitsOfTheOthers) {
       for (const unsigned skipped : {kDx, kDv, kDu, kDInnerBias, kDBias}) {
         const BackwardRun some = RunBackward(inputs, Options(association), kAllGradients & ~skipped);
         ASSERT_EQ(some.status, LATH_OK);
-        if (skipped != kDx) EXPECT_TRUE(SameBits(some.dx, all.dx));
-        if (skipped != kDv) EXPECT_TRUE(SameBits(some.dv, all.dv));
-        if (skipped != kDu) EXPECT_TRUE(SameBits(some.du, all.du));
-        if (skipped != kDInnerBias) EXPECT_TRUE(SameBits(some.d_inner_bias, all.d_inner_bias));
-        if (skipped != kDBias) EXPECT_TRUE(SameBits(some.d_bias, all.d_bias));
+        EXPECT_TRUE(SameGradients(some, all, kAllGradients & ~skipped)) << "without " << skipped;
       }
     }
   }
@@ -251,11 +247,7 @@ TEST_P(LowrankBackward, RunsAgreeBitForBitWhereverTheBuffersLie) {
         options.output.gap = 5;
         options.output.misalignment = options.contiguous.misalignment = 1;
         const BackwardRun second = RunBackward(moved, options);
-        EXPECT_TRUE(SameBits(first.dx, second.dx));
-        EXPECT_TRUE(SameBits(first.dv, second.dv));
-        EXPECT_TRUE(SameBits(first.du, second.du));
-        EXPECT_TRUE(SameBits(first.d_inner_bias, second.d_inner_bias));
-        EXPECT_TRUE(SameBits(first.d_bias, second.d_bias));
+        EXPECT_TRUE(SameGradients(first, second)) << Describe(dtype, shape) << " " << association;
       }
     }
   }
