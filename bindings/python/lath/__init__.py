@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""lath: PyTorch layers with thin weights, on operators in plain C.
+
+Importing the package loads the operators into ``torch.ops.lath``::
+
+    import lath
+
+    report = lath.convert(model, lath.LowRank(ratio=0.2))   # nn.Linear -> lath.nn.LowRankLinear, in place
+    print(report)
+    ...                                                      # train as before, with a new optimizer
+    lath.restore(model)                                      # back to nn.Linear, weights merged
+"""
+
+from . import _load
+from ._version import __version__
+
+LIBRARY = _load.load()
+
+from . import _fake, nn, ops  # noqa: E402, F401  (these need the operators)
+from .convert import convert, dense_state_dict, restore  # noqa: E402
+from .decay import FrobeniusDecay, frobenius_decay, kronecker_decay, l2_decay  # noqa: E402
+from .freeze import freeze, unfreeze  # noqa: E402
+from .info import info  # noqa: E402
+from .report import LayerReport, Report, report  # noqa: E402
+from .specs import LowRank  # noqa: E402
+
+__all__ = [
+    "FrobeniusDecay",
+    "LIBRARY",
+    "LayerReport",
+    "LowRank",
+    "Report",
+    "__version__",
+    "convert",
+    "dense_state_dict",
+    "freeze",
+    "frobenius_decay",
+    "info",
+    "kronecker_decay",
+    "l2_decay",
+    "nn",
+    "ops",
+    "report",
+    "restore",
+    "unfreeze",
+]

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Freezing a whole model for inference."""
+
+from __future__ import annotations
+
+from torch.nn import Module
+
+from .nn import LowRankLinear
+
+
+def _layers(model: Module):
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
+
+
+def freeze(model: Module) -> list[str]:
+    """Call ``freeze()`` on every low-rank layer; the names of those that keep a merged weight.
+
+    Those are the layers whose rank is so high that the dense product is cheaper. Their merged copy serves calls without
+    gradients until ``train()``, ``load_state_dict`` or ``to`` drops it. Writes to a weight through ``.data`` or a numpy view
+    after freezing go unseen: freeze again.
+    """
+    return [name for name, layer in _layers(model) if layer.freeze()]
+
+
+def unfreeze(model: Module) -> None:
+    """Drop every merged copy that :func:`freeze` keeps."""
+    for _, layer in _layers(model):
+        layer.unfreeze()

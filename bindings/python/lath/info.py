@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is installed and what this machine gives: the text to put into a bug report."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from . import LIBRARY, ops
+from ._version import __version__
+
+
+@dataclass(frozen=True)
+class Info:
+    """Versions and settings in force; ``print`` it for a readable form."""
+
+    lath: str
+    torch: str
+    python: str
+    platform: str
+    library: str
+    isa: str
+    threads: int
+    cuda: str
+
+    def __str__(self) -> str:
+        lines = [f"{name + ':':10} {value}" for name, value in vars(self).items()]
+        lines += [
+            "",
+            "To report a bug, open an issue with this text, the full error message, and the shortest script that shows the",
+            "fault. If results differ from torch, say whether LATH_ISA=generic changes them.",
+        ]
+        return "\n".join(lines)
+
+
+def _cuda() -> str:
+    kernels = "off: this version has CPU kernels only"
+    if torch.cuda.is_available():
+        return f"{kernels} (torch sees {torch.cuda.get_device_name()})"
+    return f"{kernels} (torch {'sees no device' if torch.version.cuda else 'is built without CUDA'})"
+
+
+def info() -> Info:
+    """Versions, path of the operator library, instruction set and threads in use, and why CUDA is off."""
+    return Info(
+        lath=__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        library=str(LIBRARY),
+        isa=ops.cpu_isa(),
+        threads=torch.get_num_threads(),
+        cuda=_cuda(),
+    )

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Typed functions over the operators ``torch.ops.lath.*``.
+
+What a function here adds to the raw operator of the same name: optional biases, autograd, autocast, forward-mode
+differentiation, and names instead of numbers. Without a gradient to record it is a thin wrapper of one operator call.
+
+The operators work without this package as well, for inference::
+
+    torch.ops.load_library("liblath_cpu.so")
+    none = torch.empty(0)                                        # an absent bias is a tensor without elements
+    y = torch.ops.lath.lowrank_linear(x, weight_v, weight_u, bias, none)
+
+Used so, they have no gradient formula, no shape functions for ``torch.compile`` and no batching rules: those are Python
+and come with ``import lath``.
+
+Supported types: float32; bfloat16 (stored as such, accumulated in float32); float64 (plain loops, for checking).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.autograd.forward_ad as _forward_ad
+from torch import Tensor
+
+from . import _autograd
+from .factor import break_even_rank
+
+__all__ = ["Plan", "cpu_isa", "frobenius_decay", "linear", "lowrank_linear", "lowrank_linear_plan"]
+
+ASSOCIATIONS = ("auto", "factored", "merged")  # enum lath_association
+KERNELS = ("plain", "rows", "tiles", "merged")  # enum lath_lowrank_kernel
+ISA_NAMES = ("generic", "avx2", "avx512")  # enum lath_isa
+
+_ASSOCIATION_CODE = {name: code for code, name in enumerate(ASSOCIATIONS)}
+
+# Looked up once: the overload objects skip the overload resolution of torch.ops.lath.<name>.
+_linear = torch.ops.lath.linear.default
+_lowrank_linear = torch.ops.lath.lowrank_linear.default
+_lowrank_linear_plan = torch.ops.lath.lowrank_linear_plan.default
+
+# Stands for an absent bias, of any dtype, in eager calls on the CPU.
+_ABSENT = torch.empty(0, device="cpu")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a call of a low-rank linear layer is carried out.
+
+    Attributes:
+        association: "factored" or "merged".
+        kernel: "plain", "rows", "tiles" or "merged", the route through the engine.
+        macs: multiply-adds of the call.
+        dense_macs: multiply-adds of the dense layer for the same call.
+        save_intermediate: in training, keeping the intermediate costs less time than computing it again.
+    """
+
+    association: str
+    kernel: str
+    macs: int
+    dense_macs: int
+    save_intermediate: bool
+
+
+def lowrank_linear(
+    x: Tensor,
+    weight_v: Tensor,
+    weight_u: Tensor,
+    bias: Tensor | None = None,
+    inner_bias: Tensor | None = None,
+    association: str = "auto",
+) -> Tensor:
+    """``y = (x weight_v^T + inner_bias) weight_u^T + bias``.
+
+    Args:
+        x: (..., in_features).
+        weight_v: (rank, in_features), the first factor.
+        weight_u: (out_features, rank), the second factor.
+        bias: (out_features), or None.
+        inner_bias: (rank), or None.
+        association: "factored" multiplies by one factor after the other, "merged" forms ``weight_u @ weight_v`` first,
+            "auto" takes the cheaper. Values and gradients are the same up to rounding.
+
+    Returns:
+        (..., out_features), contiguous, in the type of x; under autocast in the autocast type, as for
+        ``torch.nn.functional.linear``.
+
+    Raises:
+        RuntimeError: a shape, dtype, layout or device does not fit; or autocast to float16 on the CPU.
+        TypeError: x is not a tensor.
+        ValueError: an unknown association.
+    """
+    code = _ASSOCIATION_CODE.get(association)
+    if code is None:
+        raise ValueError(f"lath.lowrank_linear: association is {association!r}, expected one of {ASSOCIATIONS}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"lath.lowrank_linear: x is {type(x).__name__}, expected torch.Tensor")
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight_v, weight_u, bias, inner_bias = _autocast("lowrank_linear", x, weight_v, weight_u, bias, inner_bias)
+    if _forward_ad._current_level >= 0:
+        return _composite_lowrank_linear(x, weight_v, weight_u, bias, inner_bias)
+    if bias is None:
+        bias = _absent(x)
+    if inner_bias is None:
+        inner_bias = _absent(x)
+    if torch.is_grad_enabled() and (
+        weight_v.requires_grad
+        or x.requires_grad
+        or weight_u.requires_grad
+        or bias.requires_grad
+        or inner_bias.requires_grad
+    ):
+        save, code = _training_plan(x, weight_v, weight_u, code)
+        return _autograd.lowrank_linear(x, weight_v, weight_u, bias, inner_bias, save, code)
+    return _lowrank_linear(x, weight_v, weight_u, bias, inner_bias, code)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``y = x weight^T + bias`` by lath's own dense engine; the same function as ``torch.nn.functional.linear``.
+
+    Args:
+        x: (..., in_features).
+        weight: (out_features, in_features).
+        bias: (out_features), or None.
+
+    Returns:
+        (..., out_features), contiguous, in the type of x (under autocast, in the autocast type).
+
+    Raises:
+        RuntimeError: a shape, dtype, layout or device does not fit; or autocast to float16 on the CPU.
+        TypeError: x is not a tensor.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"lath.linear: x is {type(x).__name__}, expected torch.Tensor")
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight, bias = _autocast("linear", x, weight, bias)
+    if _forward_ad._current_level >= 0:
+        return torch.nn.functional.linear(x, weight, bias)
+    if bias is None:
+        bias = _absent(x)
+    if torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad or bias.requires_grad):
+        return _autograd.LinearFunction.apply(x, weight, bias)
+    return _linear(x, weight, bias)
+
+
+def frobenius_decay(weight_v: Tensor, weight_u: Tensor) -> Tensor:
+    """``|| weight_u weight_v ||_F^2`` as a scalar tensor, from the Gram matrices of the factors.
+
+    ``|| U V ||_F^2 = < U^T U, V V^T >`` costs rank^2 (in + out) multiply-adds and forms no (out, in) matrix. The gradients
+    are ``2 U (V V^T)`` and ``2 (U^T U) V``.
+
+    Args:
+        weight_v: (rank, in_features).
+        weight_u: (out_features, rank).
+
+    Returns:
+        A scalar in float32, or in float64 for float64 factors.
+    """
+    if _forward_ad._current_level >= 0:
+        return ((weight_v @ weight_v.mT) * (weight_u.mT @ weight_u)).sum()
+    return _autograd.FrobeniusDecayFunction.apply(weight_v, weight_u)[0]
+
+
+def lowrank_linear_plan(
+    rows: int,
+    in_features: int,
+    rank: int,
+    out_features: int,
+    association: str = "auto",
+    backward: bool = False,
+) -> Plan:
+    """What a call of these extents does: pure arithmetic on the shape, without touching a tensor.
+
+    Raises:
+        RuntimeError: a negative extent, or a product of extents that overflows.
+        ValueError: an unknown association.
+    """
+    code = _ASSOCIATION_CODE.get(association)
+    if code is None:
+        raise ValueError(f"lath.lowrank_linear_plan: association is {association!r}, expected one of {ASSOCIATIONS}")
+    return _cached_plan(rows, in_features, rank, out_features, code, backward)
+
+
+def cpu_isa() -> str:
+    """The instruction set that the kernels use: "generic", "avx2" or "avx512"."""
+    return ISA_NAMES[torch.ops.lath.cpu_isa()]
+
+
+@functools.lru_cache(maxsize=4096)
+def _cached_plan(rows: int, in_features: int, rank: int, out_features: int, code: int, backward: bool) -> Plan:
+    taken, kernel, macs, dense_macs, save = _lowrank_linear_plan(rows, in_features, rank, out_features, code, backward)
+    return Plan(ASSOCIATIONS[taken], KERNELS[kernel], macs, dense_macs, bool(save))
+
+
+def _training_plan(x: Tensor, weight_v: Tensor, weight_u: Tensor, code: int) -> tuple[bool, int]:
+    """Whether forward keeps the intermediate, and the association that forward and backward share.
+
+    Keeping the intermediate settles for "factored". While a graph is traced, where the number of rows may be symbolic, the
+    rank alone decides; above break-even nothing is kept and the planner chooses inside the operators.
+    """
+    if x.dim() == 0 or weight_v.dim() != 2 or weight_u.dim() != 2 or weight_v.shape[0] == 0:
+        return False, code  # the operator is about to say what is wrong
+    (rank, in_features), out_features = weight_v.shape, weight_u.shape[0]
+    extents = (math.prod(x.shape[:-1]), in_features, rank, out_features)
+    if torch.compiler.is_compiling() or any(type(n) is not int for n in extents):
+        return weight_u.requires_grad and rank <= break_even_rank(in_features, out_features), code
+    plan = _cached_plan(*extents, code, False)
+    factored = plan.association == "factored"
+    return factored and plan.save_intermediate and weight_u.requires_grad, _ASSOCIATION_CODE[plan.association]
+
+
+def _absent(x: Tensor) -> Tensor:
+    """A tensor without elements: the one at hand, or one of the kind of x for subclasses, devices and tracing modes."""
+    if type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling():
+        return _ABSENT
+    return x.new_empty(0)
+
+
+def _autocast(operator: str, x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Cast as autocast does for F.linear: every floating-point tensor of the device except double."""
+    device_type = x.device.type
+    dtype = torch.get_autocast_dtype(device_type)
+    if dtype == torch.float16 and device_type == "cpu":
+        raise RuntimeError(
+            f"lath.{operator}: autocast to torch.float16 is not supported on the CPU, "
+            "expected torch.autocast('cpu', dtype=torch.bfloat16)"
+        )
+
+    def cast(t: Tensor | None) -> Tensor | None:
+        keep = t is None or not t.is_floating_point() or t.dtype == torch.float64 or t.device.type != device_type
+        return t if keep else t.to(dtype)
+
+    return tuple(cast(t) for t in (x, *others))
+
+
+def _composite_lowrank_linear(
+    x: Tensor, weight_v: Tensor, weight_u: Tensor, bias: Tensor | None, inner_bias: Tensor | None
+) -> Tensor:
+    """The same function in torch operators, which know forward-mode derivatives."""
+    return torch.nn.functional.linear(torch.nn.functional.linear(x, weight_v, inner_bias), weight_u, bias)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``lath.convert`` is to make of a layer: small frozen dataclasses, checked when they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from .factor import Decomposition, check_rank
+
+# Every formula truncates or rounds a product of doubles, in this order of operations: int(100 * 0.29) is 28.
+RANK_RULES: dict[str, Callable[[int, int, float], int]] = {
+    "min": lambda in_features, out_features, ratio: int(min(in_features, out_features) * ratio),
+    "round": lambda in_features, out_features, ratio: int(round(ratio * min(out_features, in_features))),
+    "in": lambda in_features, out_features, ratio: int(in_features * ratio),
+    "out": lambda in_features, out_features, ratio: int(out_features * ratio),
+}
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Low-rank factors in the place of a dense weight. Exactly one of ratio, rank and energy says how thin.
+
+    Attributes:
+        ratio: rank as a share of a size of the layer, above 0 and at most 1; ``rule`` names the size.
+        rank: the rank itself, or a mapping of qualified layer names to ranks. The names may be globs; an exact name
+            comes first, then the first glob that matches, and a layer that none matches stays dense.
+        energy: the smallest rank whose singular values hold this share of the sum of squares, above 0 and at most 1.
+        rule: "min" ``int(min(in, out) * ratio)``; "round" ``int(round(ratio * min(out, in)))``; "in"
+            ``int(in * ratio)``; "out" ``int(out * ratio)``. All in double precision.
+        init: "svd" starts from the dense weight; "fresh" draws new factors as two ``nn.Linear`` would.
+        conv: "separable" (1 x k after k x 1) or "pointwise" (k x k, then 1 x 1); for convolutions only.
+        inner_bias: a bias between the factors as well.
+        tune: lower the rank to a size that fills the vector registers: a multiple of 16 from 64 on, of 8 from 16 on.
+
+    Raises:
+        TypeError, ValueError: at construction, for a value outside of the above.
+    """
+
+    ratio: float | None = None
+    rank: int | Mapping[str, int] | None = None
+    energy: float | None = None
+    rule: str = "min"
+    init: str = "svd"
+    conv: str = "separable"
+    inner_bias: bool = False
+    tune: bool = False
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("ratio", "rank", "energy") if getattr(self, name) is not None]
+        if len(given) != 1:
+            got = " and ".join(given) or "none"
+            raise ValueError(f"LowRank: got {got}, expected exactly one of ratio, rank and energy")
+        for name in ("ratio", "energy"):
+            self._check_share(name, getattr(self, name))
+        if isinstance(self.rank, Mapping):
+            for pattern, rank in self.rank.items():
+                check_rank(rank, f"LowRank, layer {pattern!r}")
+        elif self.rank is not None:
+            check_rank(self.rank, "LowRank")
+        self._check_choice("rule", tuple(RANK_RULES))
+        self._check_choice("init", ("svd", "fresh"))
+        self._check_choice("conv", ("separable", "pointwise"))
+        for name in ("inner_bias", "tune"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"LowRank: {name} is {getattr(self, name)!r}, expected a bool")
+
+    @staticmethod
+    def _check_share(name: str, value: object) -> None:
+        if value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"LowRank: {name} is {value!r}, expected a float")
+        if not 0.0 < value <= 1.0:
+            raise ValueError(f"LowRank: {name} is {value!r}, expected a number above 0 and at most 1")
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        if getattr(self, name) not in choices:
+            raise ValueError(f"LowRank: {name} is {getattr(self, name)!r}, expected one of {choices}")
+
+    def rank_for(
+        self, name: str, in_features: int, out_features: int, decompose: Callable[[], Decomposition]
+    ) -> int | None:
+        """The rank of the layer ``name``; None if the mapping of ranks does not name it.
+
+        ``decompose`` gives the SVD of the dense weight and is called only where the energy asks for it.
+
+        Raises:
+            ValueError: the ratio gives rank 0.
+        """
+        if self.ratio is not None:
+            rank = RANK_RULES[self.rule](in_features, out_features, self.ratio)
+            if rank < 1:
+                raise ValueError(
+                    f"layer {name!r} ({in_features} to {out_features}): ratio {self.ratio} with rule {self.rule!r} gives "
+                    "rank 0; raise the ratio or exclude the layer"
+                )
+        elif self.energy is not None:
+            rank = decompose().rank_for_energy(self.energy)
+        elif isinstance(self.rank, Mapping):
+            rank = self.rank.get(name)
+            if rank is None:
+                rank = next((r for pattern, r in self.rank.items() if fnmatchcase(name, pattern)), None)
+            if rank is None:
+                return None
+        else:
+            rank = self.rank
+        return tuned_rank(rank) if self.tune else rank
+
+
+def tuned_rank(rank: int) -> int:
+    """The next size downwards that fills the vector registers; below 16 the rank itself."""
+    step = 16 if rank >= 64 else 8 if rank >= 16 else 1
+    return rank - rank % step

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding the linear layers of a model, and the reasons in the model itself for which one has to stay as it is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from .nn import LowRankLinear
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+# Modules that read the weights of their children themselves, and so would not find them.
+_READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
+@dataclass
+class Site:
+    """One linear layer and every place where the model holds it."""
+
+    module: nn.Module
+    names: list[str] = field(default_factory=list)  # qualified; more than one if the module is shared
+    places: list[tuple[nn.Module, str]] = field(default_factory=list)  # (parent, key in parent._modules)
+    reason: str | None = None  # why the model does not allow to replace it
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    def put(self, module: nn.Module) -> None:
+        """Replace the layer everywhere."""
+        for parent, key in self.places:
+            parent._modules[key] = module
+
+
+def survey(model: nn.Module) -> list[Site]:
+    """Every ``nn.Linear`` (subclasses too) and ``LowRankLinear`` below ``model``, each module once, in model order."""
+    sites: dict[int, Site] = {}
+    for parent_name, parent in model.named_modules():
+        for key, child in parent._modules.items():
+            if not isinstance(child, (nn.Linear, LowRankLinear)):
+                continue
+            site = sites.setdefault(id(child), Site(child))
+            site.names.append(f"{parent_name}.{key}" if parent_name else key)
+            site.places.append((parent, key))
+    owners = _owners(model)
+    for site in sites.values():
+        if isinstance(site.module, nn.Linear):
+            site.reason = _obstacle(site, owners)
+    return list(sites.values())
+
+
+def _identities(parameter: nn.Parameter) -> list[object]:
+    """What two registrations of the same values have in common: the object, or the memory."""
+    if isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.is_meta:
+        return [id(parameter)]
+    try:
+        address = parameter.data_ptr()
+    except RuntimeError:  # a tensor subclass without memory of its own
+        address = 0
+    return [id(parameter), ("memory", address)] if address else [id(parameter)]
+
+
+def _owners(model: nn.Module) -> dict[object, set[str]]:
+    """Identity of a parameter to the qualified names of the parameters that have it."""
+    owners = defaultdict(set)
+    for module_name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                for identity in _identities(parameter):
+                    owners[identity].add(f"{module_name}.{key}" if module_name else key)
+    return owners
+
+
+def _obstacle(site: Site, owners: dict[object, set[str]]) -> str | None:
+    """Why the layer cannot be replaced without changing what the model does, or None."""
+    module = site.module
+    for parent, _ in site.places:
+        if isinstance(parent, _READERS):
+            return f"{type(parent).__name__} reads its weight directly"
+    if parametrize.is_parametrized(module):
+        return "parametrized"
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        return "lazy: its sizes are unknown before the first call"
+    if type(module) is not nn.Linear:
+        return f"a subclass of nn.Linear: {type(module).__name__}"
+    if set(module._parameters) != {"weight", "bias"} or module._buffers or module._modules:
+        return "its weight is computed from other tensors (weight norm, pruning)"
+    if "forward" in module.__dict__:
+        return "its forward was replaced on the instance"
+    return _weight_obstacle(module.weight) or _tie(module, owners)
+
+
+def _weight_obstacle(weight: nn.Parameter) -> str | None:
+    if type(weight) is not nn.Parameter:
+        return f"its weight is a {type(weight).__name__}"
+    if weight.dtype not in _DTYPES or weight.layout is not torch.strided:
+        return f"its weight is {weight.dtype}, {weight.layout}"
+    if weight.numel() == 0:
+        return "its weight has no elements"
+    return None
+
+
+def _tie(module: nn.Linear, owners: dict[object, set[str]]) -> str | None:
+    for key, parameter in module._parameters.items():
+        if parameter is None:
+            continue
+        names = set().union(*(owners[identity] for identity in _identities(parameter)))
+        if len(names) > 1:
+            return f"its {key} is tied: {', '.join(sorted(names))}"
+    return None
