@@ -7,11 +7,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <ostream>
 
 namespace lath_test {
 
@@ -116,10 +118,18 @@ testing::AssertionResult SameBits(const Operand& a, const Operand& b) {
 
 // ---- paths --------------------------------------------------------------------------------------------------------------
 
-std::string PathName(const testing::TestParamInfo<Path>& info) {
+namespace {
+
+const char* NameOf(Path path) {
   static const char* const kNames[] = {"ref", "generic", "avx2", "avx512"};
-  return kNames[static_cast<int>(info.param)];
+  return kNames[static_cast<int>(path)];
 }
+
+} // namespace
+
+std::string PathName(const testing::TestParamInfo<Path>& info) { return NameOf(info.param); }
+
+void PrintTo(Path path, std::ostream* stream) { *stream << NameOf(path); }
 
 void PerPath::SetUp() {
   before_ = lath_cpu_isa();

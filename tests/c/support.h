@@ -14,6 +14,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iosfwd>
 #include <memory>
 #include <string>
 #include <utility>
@@ -147,6 +148,7 @@ testing::AssertionResult SameBits(const Operand& a, const Operand& b);
 enum class Path { kRef, kGeneric, kAvx2, kAvx512 };
 
 std::string PathName(const testing::TestParamInfo<Path>& info);
+void PrintTo(Path path, std::ostream* stream); // in failure messages
 
 // A fixture for tests that run once per path. The instruction set is forced for the life of the test, which is skipped where
 // the machine lacks it.
