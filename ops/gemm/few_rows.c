@@ -4,7 +4,7 @@
 
 /* From this length on, folding the partial sums of an inner product costs less than turning the tiles of `expand`. */
 #define LONG_K 128
-#define FEWEST_TO_EXPAND 4
+#define FEWEST_TO_EXPAND 12
 
 static int uses_dot(int64_t m, int64_t k) { return k >= LONG_K || m < FEWEST_TO_EXPAND; }
 

@@ -3,7 +3,7 @@
 #include "core/host.h"
 #include "gemm/gemm.h"
 
-#define FEW_ROWS 64
+#define FEW_ROWS 32
 #define COLUMNS_SHARE 16
 
 static int reads_in_place(const struct lath_gemm *g) {

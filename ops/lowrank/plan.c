@@ -4,7 +4,7 @@
 #include "lowrank/lowrank.h"
 
 /* Up to this many rows, transposing the weights into panels costs more than the product saves by them. */
-#define FEW_ROWS 64
+#define FEW_ROWS 32
 
 /* Keeping p costs a write and a read of one float; computing it again costs `in` multiply-adds. They break even about here. */
 #define MIN_IN_TO_SAVE 32
