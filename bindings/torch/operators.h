@@ -13,7 +13,9 @@
  *
  *   association   0 planner's choice, 1 factored, 2 merged (enum lath_association)
  *   mask          gradients wanted, a sum of 1 dx, 2 dv, 4 du, 8 d_bias, 16 d_inner_bias
- *   p             the intermediate (rows, rank) in fp32 (double for double), or of shape (0,) when it was not kept
+ *   p             the intermediate (rows, rank) in fp32 (double for double), or of shape (0,) when it was not kept. The shape
+ *                 follows from the arguments alone, as tracing needs: `save` with association 0 means factored, and with
+ *                 association 2 there is no intermediate to keep
  */
 #ifndef LATH_OPERATORS_H
 #define LATH_OPERATORS_H

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// guard.cc - holds the prototypes of bindings/torch/shim.h against the headers of the installed torch. Compile-only:
+//
+//   g++ -std=c++20 -fsyntax-only -DTORCH_TARGET_VERSION=0x020a000000000000 -I<torch>/include -Ibindings/torch tests/abi/guard.cc
+//
+// TORCH_TARGET_VERSION hides every function that is younger than the oldest supported torch, so the use of one is an error too.
+// USE_CUDA stays undefined: the CPU object may not call what lives in libtorch_cuda.so.
+#include <torch/csrc/stable/c/shim.h>
+
+#include <type_traits>
+
+#ifdef USE_CUDA
+#error "the guard of the CPU object is compiled without USE_CUDA"
+#endif
+
+// Our types, beside torch's own: a typedef of another type is an error.
+#define SHIM_LIST_ONLY
+#include "shim.h"
+
+static_assert(TORCH_FEATURE_VERSION == SHIM_TARGET_VERSION, "compile with TORCH_TARGET_VERSION set to the target of shim.h");
+
+// Each name must be declared by torch, with the type that we give it.
+#define GUARD_TYPE(type, name, parameters) \
+  static_assert(std::is_same_v<decltype(&::name), type(*) parameters>, "shim.h and torch disagree on " #name);
+SHIM_FUNCTIONS(GUARD_TYPE)
+
+// The test of this test: a prototype that is wrong must not pass.
+#ifdef GUARD_BREAK_TYPE
+GUARD_TYPE(AOTITorchError, aoti_torch_get_dim, (AtenTensorHandle tensor, int32_t *dim))
+#endif
+#ifdef GUARD_BREAK_NAME
+GUARD_TYPE(AOTITorchError, aoti_torch_no_such_function, (void))
+#endif

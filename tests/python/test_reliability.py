@@ -1,0 +1,583 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What users of operator plugins complain about, as tests on the raw operators torch.ops.lath.*.
+
+Memory, layouts, sizes at both ends, threads, bad input. Every operator of bindings/torch/operators.h takes part: CASES
+has an entry for each, and a test says so. docs/reliability.md maps the complaints to the tests.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import lath  # noqa: F401  (loads the operators and their shape functions)
+import pytest
+import torch
+from torch import Tensor
+
+OPERATORS_H = Path(__file__).resolve().parents[2] / "bindings" / "torch" / "operators.h"
+NONE = torch.empty(0)
+ROWS, IN, RANK, OUT = 6, 12, 4, 10
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum((i + 1) * n for i, n in enumerate(shape)))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def factors(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    leading = (2, ROWS // 2)
+    return random(*leading, IN, dtype=dtype), random(RANK, IN, dtype=dtype), random(OUT, RANK, dtype=dtype)
+
+
+def backward_arguments(dtype: torch.dtype) -> list:
+    x, v, u = factors(dtype)
+    inner_bias = random(RANK, dtype=dtype)
+    sums = sum_dtype(dtype)
+    p = (x.reshape(ROWS, IN).to(sums) @ v.to(sums).mT + inner_bias.to(sums)).contiguous()
+    return [random(2, ROWS // 2, OUT, dtype=dtype, seed=1), x, v, u, inner_bias, p, 31, 0]
+
+
+def decay_backward_arguments(dtype: torch.dtype) -> list:
+    _, v, u = factors(dtype)
+    sums = sum_dtype(dtype)
+    wide_v, wide_u = v.to(sums), u.to(sums)
+    return [torch.tensor(0.5, dtype=sums), v, u, wide_v @ wide_v.mT, wide_u.mT @ wide_u]
+
+
+# Name of the operator -> its arguments for a dtype.
+CASES: dict[str, Callable[[torch.dtype], list]] = {
+    "linear": lambda d: [factors(d)[0], random(OUT, IN, dtype=d), random(OUT, dtype=d)],
+    "lowrank_linear": lambda d: [*factors(d), random(OUT, dtype=d), random(RANK, dtype=d), 0],
+    "lowrank_linear_forward": lambda d: [*factors(d), random(OUT, dtype=d), random(RANK, dtype=d), True, 0],
+    "lowrank_linear_backward": backward_arguments,
+    "frobenius_decay": lambda d: list(factors(d)[1:]),
+    "frobenius_decay_backward": decay_backward_arguments,
+    "lowrank_linear_plan": lambda d: [ROWS, IN, RANK, OUT, 0, False],
+    "cpu_isa": lambda d: [],
+}
+TENSOR_CASES = [
+    name for name, arguments in CASES.items() if any(isinstance(a, Tensor) for a in arguments(torch.float32))
+]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+
+every_operator = pytest.mark.parametrize("name", TENSOR_CASES)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+
+
+def call(name: str, arguments: list) -> tuple:
+    results = getattr(torch.ops.lath, name)(*arguments)
+    return results if isinstance(results, tuple) else (results,)
+
+
+def argument_name(name: str, index: int) -> str:
+    return getattr(torch.ops.lath, name).default._schema.arguments[index].name
+
+
+def test_every_operator_has_a_case():
+    listed = set(re.findall(r"^\s*X\((\w+),", OPERATORS_H.read_text(), flags=re.MULTILINE))
+    registered = {n.removeprefix("lath::") for n in torch._C._dispatch_get_all_op_names() if n.startswith("lath::")}
+    assert set(CASES) == listed == registered
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------
+
+
+def resident_bytes() -> int:
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def growth(action: Callable[[], None], times: int) -> int:
+    """Bytes that the process has grown by, after a warm-up that fills the allocators' caches."""
+    for _ in range(times // 10):
+        action()
+    before = resident_bytes()
+    for _ in range(times):
+        action()
+    return resident_bytes() - before
+
+
+SLACK = 2 << 20  # allocators breathe by half of it; one lost 32-byte handle per call makes 3 MB
+
+
+def test_memory_stays_flat_over_100000_calls():
+    calls = [(getattr(torch.ops.lath, name), arguments(torch.float32)) for name, arguments in CASES.items()]
+    # Strided arguments too: their contiguous copies and a heap workspace must go as well.
+    x, v, u = random(300, IN), random(RANK, IN), random(OUT, RANK)
+    calls.append((torch.ops.lath.lowrank_linear, [x.mT.contiguous().mT, v.mT.contiguous().mT, u, NONE, NONE, 0]))
+    calls.append((torch.ops.lath.lowrank_linear, [x.expand(4, 300, IN), v, u, NONE, NONE, 2]))
+
+    def once():
+        for operator, arguments in calls:
+            operator(*arguments)
+
+    assert growth(once, 100_000 // len(calls)) < SLACK
+
+
+def test_memory_stays_flat_over_10000_raised_errors():
+    """The inputs are fresh and of 4 KiB each: a handle that an error path forgets would keep 40 MB alive."""
+    base = random(32, 32)
+    bad_bias = random(7)
+    # Passes every check of the binding, but not of the library; by then dv and d_inner_bias (4 KiB each) are allocated.
+    rows = 2**58
+    late = [
+        torch.zeros(rows, 0),
+        torch.zeros(1).expand(rows, 1),
+        torch.zeros(1024, 1),
+        torch.zeros(0, 1024),
+        NONE,
+        NONE,
+        2 | 16,
+    ]
+
+    def once():
+        x, v, u = base.clone(), base.clone(), base.clone()
+        for arguments in ([x, v, u, bad_bias, NONE], [x.mT, v.mT, u.double(), NONE, NONE], [x.mT, v, u, NONE, NONE, 9]):
+            with pytest.raises(RuntimeError, match="lath::lowrank_linear"):
+                torch.ops.lath.lowrank_linear(*arguments)
+        with pytest.raises(RuntimeError, match="lath::lowrank_linear_backward"):
+            torch.ops.lath.lowrank_linear_backward(x.mT, x, v, u, NONE, NONE, 99)
+        with pytest.raises(RuntimeError, match="lath::frobenius_decay"):
+            torch.ops.lath.frobenius_decay(x, u[:, :3])
+        with pytest.raises(RuntimeError, match="lath::lowrank_linear_backward: size overflow"):
+            torch.ops.lath.lowrank_linear_backward(*late)
+
+    assert growth(once, 2_000) < SLACK
+
+
+# ---- layouts -------------------------------------------------------------------------------------------------------
+
+
+def transposed(t: Tensor) -> Tensor:
+    return t.movedim(-1, 0).contiguous().movedim(0, -1)
+
+
+def sliced(t: Tensor) -> Tensor:
+    """Every second element of a larger tensor, from an odd offset."""
+    larger = t.new_full([2 * n + 1 for n in t.shape], math.nan)
+    view = larger[tuple(slice(1, None, 2) for _ in t.shape)]
+    return view.copy_(t)
+
+
+def row_gaps(t: Tensor) -> Tensor:
+    """Adjacent elements, rows further apart than their length; not aligned to anything but the element."""
+    larger = t.new_full((*t.shape[:-1], t.shape[-1] + 3), math.nan)
+    return larger[..., 1:-2].copy_(t)
+
+
+def permuted(t: Tensor) -> Tensor:
+    """Leading dimensions that no single row stride describes."""
+    return t if t.dim() < 3 else t.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+LAYOUTS = {"transposed": transposed, "sliced": sliced, "row_gaps": row_gaps, "permuted": permuted}
+
+
+@every_dtype
+@pytest.mark.parametrize("layout", LAYOUTS)
+@every_operator
+def test_layout_changes_no_bit(name, layout, dtype):
+    arguments = CASES[name](dtype)
+    plain = call(name, arguments)
+    for index, argument in enumerate(arguments):
+        if not isinstance(argument, Tensor) or argument.dim() == 0:
+            continue
+        changed = [*arguments]
+        changed[index] = LAYOUTS[layout](argument)
+        for expected, result in zip(plain, call(name, changed), strict=True):
+            assert torch.equal(expected, result), argument_name(name, index)
+
+
+@every_operator
+def test_results_are_fresh_and_contiguous(name):
+    arguments = CASES[name](torch.float32)
+    copies = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+    pointers = {a.data_ptr() for a in arguments if isinstance(a, Tensor)}
+    for result in call(name, arguments):
+        assert result.is_contiguous()
+        assert result.numel() == 0 or result.data_ptr() not in pointers
+    for argument, copy in zip(arguments, copies, strict=True):
+        assert not isinstance(argument, Tensor) or torch.equal(argument, copy)
+
+
+@every_dtype
+def test_expanded_rows_match_copied_rows(dtype):
+    _, v, u = factors(dtype)
+    x = random(1, IN, dtype=dtype).expand(5, IN)
+    expected = torch.ops.lath.lowrank_linear(x.contiguous(), v, u, NONE, NONE)
+    assert torch.equal(torch.ops.lath.lowrank_linear(x, v, u, NONE, NONE), expected)
+    v = v[:1].expand(RANK, IN)
+    expected = torch.ops.lath.lowrank_linear(x.contiguous(), v.contiguous(), u, NONE, NONE)
+    assert torch.equal(torch.ops.lath.lowrank_linear(x, v, u, NONE, NONE), expected)
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    "make", [lambda t: t[0, 0, 0].expand_as(t), lambda t: t[:1, :, :1].expand_as(t)], ids=["one", "some"]
+)
+def test_expanded_gradient_matches_copied_gradient(make, dtype):
+    """The gradient of a sum is one number, expanded to the shape of the output."""
+    dy, *others = backward_arguments(dtype)
+    expanded = make(dy)
+    for expected, result in zip(
+        call("lowrank_linear_backward", [expanded.contiguous(), *others]),
+        call("lowrank_linear_backward", [expanded, *others]),
+        strict=True,
+    ):
+        assert torch.equal(expected, result)
+
+
+def test_overlapping_rows_match_copied_rows():
+    x = random(40).unfold(0, IN, 1)  # row i starts at element i
+    _, v, u = factors(torch.float32)
+    expected = torch.ops.lath.lowrank_linear(x.contiguous(), v, u, NONE, NONE)
+    assert torch.equal(torch.ops.lath.lowrank_linear(x, v, u, NONE, NONE), expected)
+
+
+def test_lazily_negated_input_matches_plain_input():
+    x, v, u = factors(torch.float32)
+    expected = torch.ops.lath.lowrank_linear(-x, v, u, NONE, NONE)
+    assert torch.equal(torch.ops.lath.lowrank_linear(torch._neg_view(x), v, u, NONE, NONE), expected)
+
+
+def test_copying_an_input_records_no_graph():
+    x, v, u = factors(torch.float32)
+    x = transposed(x).requires_grad_()
+    before = torch.is_grad_enabled()
+    torch.ops.lath.lowrank_linear(x, v, u, NONE, NONE)
+    assert torch.is_grad_enabled() == before
+    with torch.inference_mode():
+        assert torch.ops.lath.lowrank_linear(x, v, u, NONE, NONE).is_inference()
+
+
+# ---- sizes at both ends --------------------------------------------------------------------------------------------
+
+
+@every_dtype
+@pytest.mark.parametrize("leading", [(), (0,), (3,), (2, 0, 3)], ids=str)
+@pytest.mark.parametrize("in_features", [0, 5])
+@pytest.mark.parametrize("out_features", [0, 4])
+def test_zero_size_extents(leading, in_features, out_features, dtype):
+    rank = 2
+    x = random(*leading, in_features, dtype=dtype).requires_grad_()
+    v, u = (
+        random(rank, in_features, dtype=dtype).requires_grad_(),
+        random(out_features, rank, dtype=dtype).requires_grad_(),
+    )
+    bias, inner_bias = random(out_features, dtype=dtype).requires_grad_(), random(rank, dtype=dtype).requires_grad_()
+    expected = (x @ v.mT + inner_bias) @ u.mT + bias
+    dy = random(*expected.shape, dtype=dtype)
+    expected_grads = torch.autograd.grad(expected, (x, v, u, bias, inner_bias), dy)
+    with torch.no_grad():
+        y, p = torch.ops.lath.lowrank_linear_forward(x, v, u, bias, inner_bias)
+        inference = torch.ops.lath.lowrank_linear(x, v, u, bias, inner_bias)
+        grads = torch.ops.lath.lowrank_linear_backward(dy, x, v, u, inner_bias, p)
+        dense = torch.ops.lath.linear(x, u @ v, bias)
+        value, gram_v, gram_u = torch.ops.lath.frobenius_decay(v, u)
+    tolerance = {"rtol": 3e-2, "atol": 3e-2} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(y, expected, **tolerance)
+    torch.testing.assert_close(inference, expected, **tolerance)
+    torch.testing.assert_close(grads, expected_grads, **tolerance)
+    torch.testing.assert_close(dense, x @ (u @ v).mT + bias, **tolerance)
+    sums = sum_dtype(dtype)
+    torch.testing.assert_close(gram_v, v.to(sums) @ v.to(sums).mT)
+    torch.testing.assert_close(value, (gram_v * gram_u).sum())
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_plan_of_overflowing_extents_is_an_error(backward):
+    with pytest.raises(RuntimeError, match=r"lath::lowrank_linear_plan: .*overflow"):
+        torch.ops.lath.lowrank_linear_plan(2**40, 2**40, 2**10, 2**10, 0, backward)
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [
+        (
+            torch.zeros(1, 1).expand(2**31, 2**31),
+            "x: got shape (2147483648, 2147483648), expected fewer than 2^60 elements",
+        ),
+        (
+            torch.zeros(1, 1, 0).expand(2**61, 4, 0),
+            "x: got shape (2305843009213693952, 4, 0), expected fewer than 2^63 rows",
+        ),
+        (torch.zeros(IN).expand(2**56, IN), "output: a contiguous tensor of its shape exceeds 2^63 bytes"),
+    ],
+    ids=["elements", "rows", "output"],
+)
+def test_overflowing_sizes_are_errors(x, expected):
+    """An expanded tensor has a logical size that no memory holds."""
+    v, u = torch.zeros(1, 1).expand(2, x.shape[-1]), torch.zeros(1000, 2)
+    with pytest.raises(RuntimeError, match=re.escape(f"lath::lowrank_linear: {expected}")):
+        torch.ops.lath.lowrank_linear(x, v if x.shape[-1] < 100 else v[:, :1], u, NONE, NONE)
+    with pytest.raises(RuntimeError, match=re.escape(f"lath::linear: {expected}")):
+        torch.ops.lath.linear(x, torch.zeros(1000, min(x.shape[-1], 100)), NONE)
+
+
+def test_running_out_of_memory_is_an_error():
+    x = torch.zeros(IN).expand(2**45, IN)
+    with pytest.raises(RuntimeError, match="lath::linear: output: out of memory for 351843720888320 elements"):
+        torch.ops.lath.linear(x, torch.zeros(OUT, IN), NONE)
+    # And the process goes on.
+    assert torch.ops.lath.linear(x[:2], torch.zeros(OUT, IN), NONE).shape == (2, OUT)
+
+
+def test_more_dimensions_than_supported_is_an_error():
+    x = torch.zeros(*[1] * 64, IN)
+    with pytest.raises(RuntimeError, match="got 65 dimensions, expected at most 64"):
+        torch.ops.lath.linear(x, torch.zeros(OUT, IN), NONE)
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------------
+
+
+def tensor_indices(name: str) -> list[int]:
+    return [i for i, a in enumerate(CASES[name](torch.float32)) if isinstance(a, Tensor)]
+
+
+EVERY_ARGUMENT = [(name, index) for name in TENSOR_CASES for index in tensor_indices(name)]
+
+
+def arguments_of_dim(least: int):
+    chosen = [(name, index) for name, index in EVERY_ARGUMENT if CASES[name](torch.float32)[index].dim() >= least]
+    ids = [f"{name}-{argument_name(name, index)}" for name, index in chosen]
+    return pytest.mark.parametrize(("name", "index"), chosen, ids=ids)
+
+
+every_argument = arguments_of_dim(0)
+
+
+NOT_STRIDED = "a sparse or otherwise non-strided layout"
+
+
+def assert_refused(name: str, index: int, replacement: Tensor, got: str) -> None:
+    """One error that names the operator, the argument, what came and what was expected."""
+    arguments = CASES[name](torch.float32)
+    arguments[index] = replacement
+    with pytest.raises(RuntimeError) as caught:
+        call(name, arguments)
+    message = str(caught.value)
+    # Where the leading operand changes its dtype or shape, the next one may be the first that does not fit.
+    assert re.match(rf"lath::{name}: \w+: got .*, expected ", message), message
+    assert "\n" not in message
+    if got:
+        assert message.startswith(f"lath::{name}: {argument_name(name, index)}: got {got}"), message
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str
+)
+@every_argument
+def test_wrong_dtype(name, index, dtype):
+    replacement = CASES[name](torch.float32)[index].to(dtype)
+    assert_refused(name, index, replacement, "dtype unknown" if dtype == torch.float8_e4m3fn else f"dtype {dtype}")
+
+
+@every_argument
+def test_mixed_dtypes(name, index):
+    assert_refused(name, index, CASES[name](torch.float32)[index].double(), "")
+
+
+@every_argument
+def test_wrong_number_of_dimensions(name, index):
+    argument = CASES[name](torch.float32)[index]
+    scalar_is_wrong = argument_name(name, index) == "x"  # any other number of dimensions is right
+    assert_refused(name, index, torch.tensor(1.0) if scalar_is_wrong else argument[None, None], "shape (")
+
+
+@arguments_of_dim(1)
+def test_wrong_extent(name, index):
+    argument = CASES[name](torch.float32)[index]
+    any_width = name.startswith("frobenius") and argument_name(name, index) == "weight_v"
+    assert_refused(name, index, torch.cat([argument, argument], 0 if any_width else -1), "")
+
+
+@every_argument
+def test_sparse_tensors(name, index):
+    assert_refused(name, index, CASES[name](torch.float32)[index].to_sparse(), NOT_STRIDED)
+
+
+@arguments_of_dim(2)
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_compressed_sparse_tensors(name, index):
+    assert_refused(name, index, CASES[name](torch.float32)[index].to_sparse_csr(), NOT_STRIDED)
+
+
+@arguments_of_dim(1)
+def test_mkldnn_tensors(name, index):
+    assert_refused(name, index, CASES[name](torch.float32)[index].to_mkldnn(), NOT_STRIDED)
+
+
+@every_argument
+@pytest.mark.filterwarnings("ignore")
+def test_quantized_tensors(name, index):
+    argument = CASES[name](torch.float32)[index]
+    assert_refused(
+        name, index, torch.quantize_per_tensor(argument, 0.1, 0, torch.qint8), "dtype unknown to lath (quantized"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [("lowrank_linear", 1), ("lowrank_linear_forward", 1), ("lowrank_linear_backward", 2), ("frobenius_decay", 0)],
+)
+def test_rank_zero(name, index):
+    arguments = CASES[name](torch.float32)
+    arguments[index], arguments[index + 1] = arguments[index][:0], arguments[index + 1][:, :0]
+    with pytest.raises(RuntimeError, match=f"lath::{name}: weight_v: got rank 0, expected at least 1"):
+        call(name, arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "value", "message"),
+    [
+        ("lowrank_linear", 5, 3, "association: got 3, expected 0 to 2"),
+        ("lowrank_linear", 5, -1, "association: got -1, expected 0 to 2"),
+        ("lowrank_linear_forward", 6, 3, "association: got 3, expected 0 to 2"),
+        ("lowrank_linear_backward", 6, 32, "mask: got 32, expected 0 to 31"),
+        ("lowrank_linear_backward", 6, -1, "mask: got -1, expected 0 to 31"),
+        ("lowrank_linear_backward", 7, 3, "association: got 3, expected 0 to 2"),
+        ("lowrank_linear_plan", 0, -1, "rows: got -1, expected at least 0"),
+        ("lowrank_linear_plan", 1, -1, "in_features: got -1, expected at least 0"),
+        ("lowrank_linear_plan", 2, 0, "rank: got 0, expected at least 1"),
+        ("lowrank_linear_plan", 3, -1, "out_features: got -1, expected at least 0"),
+        ("lowrank_linear_plan", 4, 3, "association: got 3, expected 0 to 2"),
+    ],
+)
+def test_numbers_out_of_range(name, index, value, message):
+    arguments = CASES[name](torch.float32)
+    arguments[index] = value
+    with pytest.raises(RuntimeError, match=re.escape(f"lath::{name}: {message}")):
+        call(name, arguments)
+
+
+def test_gradient_with_other_leading_dimensions():
+    dy, *others = backward_arguments(torch.float32)
+    with pytest.raises(
+        RuntimeError, match=re.escape("lath::lowrank_linear_backward: dy: got shape (6, 10), expected the leading")
+    ):
+        call("lowrank_linear_backward", [dy.reshape(ROWS, OUT), *others])
+
+
+def test_message_is_the_documented_one():
+    x, _, u = factors(torch.float32)
+    message = "lath::lowrank_linear: weight_v: got shape (3, 4), expected (rank, 12) to match the last dimension of x"
+    with pytest.raises(RuntimeError, match=rf"^{re.escape(message)}$"):
+        torch.ops.lath.lowrank_linear(x, torch.zeros(3, 4), u, NONE, NONE)
+
+
+def test_meta_tensors_give_the_shapes_of_real_tensors():
+    for name in TENSOR_CASES:
+        arguments = CASES[name](torch.float32)
+        on_meta = [a.to("meta") if isinstance(a, Tensor) else a for a in arguments]
+        for expected, result in zip(call(name, arguments), call(name, on_meta), strict=True):
+            assert result.is_meta
+            assert (result.shape, result.stride(), result.dtype) == (
+                expected.shape,
+                expected.stride(),
+                expected.dtype,
+            ), name
+
+
+@pytest.mark.parametrize("mask", range(32))
+def test_gradients_that_were_not_asked_for_are_empty(mask):
+    arguments = backward_arguments(torch.float32)
+    everything = call("lowrank_linear_backward", arguments)
+    arguments[6] = mask
+    for bit, (result, full) in enumerate(zip(call("lowrank_linear_backward", arguments), everything, strict=True)):
+        if mask >> bit & 1:
+            torch.testing.assert_close(result, full)
+        else:
+            assert result.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("save", "association", "kept"),
+    [(True, 0, True), (True, 1, True), (True, 2, False), (False, 0, False), (False, 1, False)],
+)
+def test_intermediate_is_kept_by_the_arguments_alone(save, association, kept):
+    x, v, u = factors(torch.float32)
+    y, p = torch.ops.lath.lowrank_linear_forward(x, v, u, NONE, random(RANK), save, association)
+    assert p.shape == ((ROWS, RANK) if kept else (0,))
+    if kept:
+        torch.testing.assert_close(p, x.reshape(ROWS, IN) @ v.mT + random(RANK))
+    torch.testing.assert_close(y, (x @ v.mT + random(RANK)) @ u.mT)
+
+
+# ---- numbers and threads -------------------------------------------------------------------------------------------
+
+
+@every_dtype
+def test_not_a_number_stays_in_its_row(dtype):
+    x, v, u = random(9, IN, dtype=dtype), random(RANK, IN, dtype=dtype), random(OUT, RANK, dtype=dtype)
+    x[4, 3] = math.nan
+    y = torch.ops.lath.lowrank_linear(x, v, u, NONE, NONE)
+    assert y[4].isnan().all()
+    assert not y[[0, 1, 2, 3, 5, 6, 7, 8]].isnan().any()
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads; the old one comes back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@every_dtype
+@pytest.mark.parametrize("association", [1, 2], ids=["factored", "merged"])
+@pytest.mark.parametrize("rows", [1, 5, 64, 333])
+def test_thread_count_changes_no_bit(rows, association, dtype, threads):
+    in_features, rank, out_features = 129, 33, 190
+    x, dy = random(rows, in_features, dtype=dtype), random(rows, out_features, dtype=dtype)
+    v, u = random(rank, in_features, dtype=dtype), random(out_features, rank, dtype=dtype)
+    bias, inner_bias = random(out_features, dtype=dtype), random(rank, dtype=dtype)
+
+    def everything():
+        y, p = torch.ops.lath.lowrank_linear_forward(x, v, u, bias, inner_bias, True, association)
+        grads = torch.ops.lath.lowrank_linear_backward(dy, x, v, u, inner_bias, p, 31, association)
+        decay = torch.ops.lath.frobenius_decay(v, u)
+        decay_grads = torch.ops.lath.frobenius_decay_backward(decay[0], v, u, *decay[1:])
+        return [y, p, *grads, torch.ops.lath.linear(x, v, inner_bias), *decay, *decay_grads]
+
+    threads(1)
+    expected = everything()
+    for count in (2, 3, 4):
+        threads(count)
+        for one, many in zip(expected, everything(), strict=True):
+            assert torch.equal(one, many), count
+
+
+def test_repeated_calls_agree_to_the_bit():
+    for name in TENSOR_CASES:
+        arguments = CASES[name](torch.float32)
+        for first, second in zip(call(name, arguments), call(name, arguments), strict=True):
+            assert torch.equal(first, second), name
+
+
+def test_denormal_numbers_survive():
+    tiny = torch.full((3, 2), 1e-40)
+    one = torch.ones(1, 2)
+    assert torch.equal(torch.ops.lath.linear(tiny, one, NONE), tiny[:, :1] * 2)
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_denormal_mode_of_the_user_is_kept(flush):
+    try:
+        if not torch.set_flush_denormal(flush):
+            pytest.skip("this processor cannot flush denormal numbers")
+        for name, arguments in CASES.items():
+            call(name, arguments(torch.float32))
+        assert (5e-324 * 1.0 == 0) == flush
+    finally:
+        torch.set_flush_denormal(False)
