@@ -78,8 +78,8 @@ static struct backward prepare(const struct lath_lowrank_linear *a, const struct
   b.dv = take_sum(arena, a->dtype, a->dv, a->rank * a->in);
   b.d_bias = take_sum(arena, a->dtype, a->d_bias, a->out);
   b.d_inner_bias = take_sum(arena, a->dtype, a->d_inner_bias, a->rank);
-  b.scratch_size = lath_product_scratch(b.kernels) + lath_few_rows_scratch(b.kernels, a->rows, a->in);
-  if (!b.few) b.scratch_size = lath_product_scratch(b.kernels);
+  const int64_t product = lath_product_scratch(b.kernels), few = b.few ? lath_few_rows_scratch(b.kernels, a->rows, a->in) : 0;
+  b.scratch_size = product > few ? product : few;
   b.scratch = lath_take(arena, b.workers * b.scratch_size);
   return b;
 }
@@ -103,15 +103,8 @@ static void pack_weights(void *arg, int64_t begin, int64_t end) {
 
 static void compute_p(const struct backward *b, int64_t from, int64_t rows, float *scratch) {
   const struct lath_lowrank_linear *a = b->a;
-  const float *x = b->x + from * b->s_x;
-  float *p = b->p + from * a->rank;
-  if (b->few) {
-    lath_multiply_few_rows(b->kernels, rows, a->rank, a->in, x, b->s_x, b->weights.v, b->weights.s_v, b->weights.inner_bias, p,
-                           a->rank, scratch + lath_product_scratch(b->kernels));
-    return;
-  }
-  const struct lath_product product = {.m = rows, .a = x, .s_a = b->s_x, .b = &b->vt_panels, .bias = b->weights.inner_bias, .c = p,
-                                       .s_c = a->rank, .scratch = scratch};
+  const struct lath_product product = {.m = rows, .a = b->x + from * b->s_x, .s_a = b->s_x, .b = &b->vt_panels,
+                                       .bias = b->weights.inner_bias, .c = b->p + from * a->rank, .s_c = a->rank, .scratch = scratch};
   lath_multiply(b->kernels, &product);
 }
 
@@ -141,13 +134,26 @@ static void share_rows(void *arg, int64_t begin, int64_t end) {
   for (int64_t w = begin; w < end; w++) {
     const int64_t from = b->rows * w / b->workers, rows = b->rows * (w + 1) / b->workers - from;
     float *scratch = b->scratch + w * b->scratch_size;
-    read_rows(b, from, rows);
-    if (b->p && !a->p) compute_p(b, from, rows, scratch);
+    if (!b->few) read_rows(b, from, rows);
+    if (!b->few && b->p && !a->p) compute_p(b, from, rows, scratch);
     if (!b->wants_dp) continue;
     const struct lath_product dp = {.m = rows, .a = b->dy + from * b->s_dy, .s_a = b->s_dy, .b = &b->u_panels,
                                     .c = b->dp + from * a->rank, .s_c = a->rank, .scratch = scratch};
     lath_multiply(b->kernels, &dp);
     if (a->dx) compute_dx(b, from, rows, scratch);
+  }
+}
+
+/* ---- few rows: p as in the forward, threads share its columns (its order of additions depends on the number of rows) ---------------- */
+
+static void few_rows_p(void *arg, int64_t begin, int64_t end) {
+  const struct backward *b = arg;
+  const struct lath_lowrank_linear *a = b->a;
+  for (int64_t w = begin; w < end; w++) {
+    const int64_t from = lath_share(a->rank, SHARE, w, b->workers), to = lath_share(a->rank, SHARE, w + 1, b->workers);
+    lath_multiply_few_rows(b->kernels, a->rows, to - from, a->in, b->x, b->s_x, b->weights.v + from * b->weights.s_v, b->weights.s_v,
+                           b->weights.inner_bias ? b->weights.inner_bias + from : NULL, b->p + from, a->rank,
+                           b->scratch + w * b->scratch_size);
   }
 }
 
@@ -212,6 +218,10 @@ static lath_status run(struct backward *b, const struct lath_host *host) {
   int64_t row = 0;
   do { /* once even without rows: the sums are then zero, and have to be written */
     enter_strip(b, row, b->strip < a->rows - row ? b->strip : a->rows - row);
+    if (b->few) {
+      read_rows(b, 0, a->rows);
+      if (b->p && !a->p) LATH_TRY(lath_host_run(host, b->workers, few_rows_p, b));
+    }
     LATH_TRY(lath_host_run(host, b->workers, share_rows, b));
     LATH_TRY(lath_host_run(host, b->workers, share_columns, b));
     row += b->rows;
