@@ -15,7 +15,6 @@ typedef __m256 vec;
 #define ROWS_3 4
 #define ROWS_4 3
 #define DOT_ROWS 2
-#define DOT_DEPTH 2
 
 static inline __m256i v_mask(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n < 8 ? n : 8)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

@@ -15,9 +15,8 @@ typedef __m512 vec;
 #define ROWS_2 14
 #define ROWS_3 8
 #define ROWS_4 6
-/* Inner products: rows of A in a tile, and the vectors along k in flight for a single row. */
+/* Rows of A in a tile of inner products. */
 #define DOT_ROWS 4
-#define DOT_DEPTH 4
 
 static inline __mmask16 v_mask(int64_t n) { return n >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << n) - 1u); }
 static inline vec v_zero(void) { return _mm512_setzero_ps(); }

@@ -16,7 +16,6 @@ typedef float vec __attribute__((vector_size(16)));
 #define ROWS_3 4
 #define ROWS_4 3
 #define DOT_ROWS 2
-#define DOT_DEPTH 2
 
 static inline vec v_zero(void) { return (vec){0.f, 0.f, 0.f, 0.f}; }
 static inline vec v_set(float f) { return (vec){f, f, f, f}; }
