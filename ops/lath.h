@@ -51,8 +51,8 @@ LATH_API const char *lath_status_text(lath_status status);
 
 typedef enum lath_dtype {
   LATH_F32 = 0,
-  LATH_F64,  /* plain loops in double precision: for gradient checks, not for speed */
-  LATH_BF16  /* storage only: every product is accumulated in fp32 and rounded once, to nearest even */
+  LATH_F64, /* plain loops in double precision: for gradient checks, not for speed */
+  LATH_BF16 /* storage only: every product is accumulated in fp32 and rounded once, to nearest even */
 } lath_dtype;
 
 LATH_API size_t lath_dtype_size(lath_dtype dtype); /* bytes per element; 0 for an unknown type */

@@ -17,7 +17,8 @@ struct lath_arena {
 };
 
 static inline struct lath_arena lath_arena_on(void *workspace) {
-  return (struct lath_arena){(char *)workspace, workspace ? (size_t)(-(uintptr_t)workspace % LATH_CACHE_LINE) : LATH_CACHE_LINE};
+  return (struct lath_arena){(char *)workspace,
+                             workspace ? (size_t)(-(uintptr_t)workspace % LATH_CACHE_LINE) : LATH_CACHE_LINE};
 }
 
 /* `count` floats on a cache line of their own; NULL while counting. */

@@ -10,7 +10,8 @@ const void *lath_at(lath_dtype dtype, const void *data, int64_t stride, int64_t 
   return (const char *)data + (row * stride + col) * (int64_t)lath_dtype_size(dtype);
 }
 
-const float *lath_as_float(lath_dtype dtype, int64_t rows, int64_t cols, const void *data, int64_t stride, float *copy, int64_t *s) {
+const float *lath_as_float(lath_dtype dtype, int64_t rows, int64_t cols, const void *data, int64_t stride, float *copy,
+                           int64_t *s) {
   if (dtype == LATH_F32 || !data) {
     *s = stride;
     return data;

@@ -9,7 +9,8 @@
 const void *lath_at(lath_dtype dtype, const void *data, int64_t stride, int64_t row, int64_t col);
 
 /* Rows as float: `data` itself for F32, else a copy in `copy` (rows, cols) contiguous. *s is the stride of what is returned. */
-const float *lath_as_float(lath_dtype dtype, int64_t rows, int64_t cols, const void *data, int64_t stride, float *copy, int64_t *s);
+const float *lath_as_float(lath_dtype dtype, int64_t rows, int64_t cols, const void *data, int64_t stride, float *copy,
+                           int64_t *s);
 
 /* data (rows, cols) = a (rows, cols) contiguous, rounded; nothing to do when they are the same buffer. */
 void lath_from_float(lath_dtype dtype, int64_t rows, int64_t cols, const float *a, void *data, int64_t stride);

@@ -8,9 +8,9 @@
  * Neither changes the result: an element of C is one chain of multiply-adds along k, whatever the blocking. */
 #include "gemm/gemm.h"
 
-#define SHORT_K 256  /* rows outside up to here; also the length of a block of k */
-#define BLOCK_M 96   /* rows of A that are packed at a time */
-#define WIDE_N 512   /* above it, packing A pays: each packed row serves many panels */
+#define SHORT_K 256   /* rows outside up to here; also the length of a block of k */
+#define BLOCK_M 96    /* rows of A that are packed at a time */
+#define WIDE_N 512    /* above it, packing A pays: each packed row serves many panels */
 #define COPY_MIN_K 32 /* a k-major A shorter than this is read in place */
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -57,8 +57,8 @@ void lath_pack(const struct lath_kernels *kernels, const struct lath_panels *p, 
 struct block {
   const struct lath_kernels *kernels;
   const struct lath_product *product;
-  int64_t k0, k;         /* the range of k */
-  int64_t m0, m, tiles;  /* the range of rows, in equal tiles: 16 is 8 + 8, never 14 + 2 */
+  int64_t k0, k;        /* the range of k */
+  int64_t m0, m, tiles; /* the range of rows, in equal tiles: 16 is 8 + 8, never 14 + 2 */
   int accumulate;
   const float *packed_a; /* NULL: A in place */
   float *panel_copy;

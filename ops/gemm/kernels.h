@@ -35,8 +35,8 @@ struct lath_kernels {
 
   /* C (m, n) = P W^T + bias for few rows m and short k, where packing W (n, k) would cost more than it saves: W is the broadcast
    * side, P^T the panel (k, round_up(m, lanes)), and each tile is turned on its way out. */
-  void (*expand)(int64_t m, int64_t n, int64_t k, const float *p_panel, const float *w, int64_t s_w, const float *bias, float *c,
-                 int64_t s_c);
+  void (*expand)(int64_t m, int64_t n, int64_t k, const float *p_panel, const float *w, int64_t s_w, const float *bias,
+                 float *c, int64_t s_c);
 
   void (*add_rows)(int64_t m, int64_t n, const float *a, int64_t s_a, float *sum); /* sum[j] += a[0][j] + a[1][j] + ... */
 };

@@ -25,7 +25,8 @@ void lath_gemm_take(struct lath_gemm *g, const struct lath_host *host, struct la
 static void few_rows(void *arg, int64_t begin, int64_t end) {
   const struct lath_gemm *g = arg;
   for (int64_t w = begin; w < end; w++) {
-    const int64_t from = lath_share(g->n, COLUMNS_SHARE, w, g->workers), to = lath_share(g->n, COLUMNS_SHARE, w + 1, g->workers);
+    const int64_t from = lath_share(g->n, COLUMNS_SHARE, w, g->workers),
+                  to = lath_share(g->n, COLUMNS_SHARE, w + 1, g->workers);
     lath_multiply_few_rows(lath_kernels(), g->m, to - from, g->k, g->a, g->s_a, g->b + from * g->s_b, g->s_b,
                            g->bias ? g->bias + from : NULL, g->c + from, g->s_c, g->scratch + w * g->scratch_size);
   }

@@ -33,7 +33,8 @@ static inline void v_sum4(float *out, vec a, vec b, vec c, vec d) {
   const vec ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
   const vec cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
   const __m512d ab64 = _mm512_castps_pd(ab), cd64 = _mm512_castps_pd(cd);
-  const vec lanes = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab64, cd64)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab64, cd64)));
+  const vec lanes =
+      _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab64, cd64)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab64, cd64)));
   const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }

@@ -27,12 +27,12 @@ struct backward {
   int few;                /* few rows: one strip, weights in place */
   int wants_p, wants_dp;
   struct lath_lowrank_weights weights;
-  struct lath_panels u_panels, v_panels; /* of u (out, rank) for dp, of v (rank, in) for dx */
-  struct lath_panels vt_panels;          /* of v^T for p, when it has to be computed again */
-  float *p, *dp;                         /* (strip, rank) */
-  float *x_copy, *dy_copy, *dx_copy;     /* (strip, in or out) when stored in another type than float */
+  struct lath_panels u_panels, v_panels;  /* of u (out, rank) for dp, of v (rank, in) for dx */
+  struct lath_panels vt_panels;           /* of v^T for p, when it has to be computed again */
+  float *p, *dp;                          /* (strip, rank) */
+  float *x_copy, *dy_copy, *dx_copy;      /* (strip, in or out) when stored in another type than float */
   float *du, *dv, *d_bias, *d_inner_bias; /* sums in float: the outputs themselves, or room for them */
-  float *scratch;                        /* per worker */
+  float *scratch;                         /* per worker */
   int64_t scratch_size;
   int64_t row, rows; /* the strip at hand */
   const float *x, *dy;
@@ -103,14 +103,24 @@ static void pack_weights(void *arg, int64_t begin, int64_t end) {
 
 static void compute_p(const struct backward *b, int64_t from, int64_t rows, float *scratch) {
   const struct lath_lowrank_linear *a = b->a;
-  const struct lath_product product = {.m = rows, .a = b->x + from * b->s_x, .s_a = b->s_x, .b = &b->vt_panels,
-                                       .bias = b->weights.inner_bias, .c = b->p + from * a->rank, .s_c = a->rank, .scratch = scratch};
+  const struct lath_product product = {.m = rows,
+                                       .a = b->x + from * b->s_x,
+                                       .s_a = b->s_x,
+                                       .b = &b->vt_panels,
+                                       .bias = b->weights.inner_bias,
+                                       .c = b->p + from * a->rank,
+                                       .s_c = a->rank,
+                                       .scratch = scratch};
   lath_multiply(b->kernels, &product);
 }
 
 static void compute_dx(const struct backward *b, int64_t from, int64_t rows, float *scratch) {
   const struct lath_lowrank_linear *a = b->a;
-  const struct lath_product product = {.m = rows, .a = b->dp + from * a->rank, .s_a = a->rank, .b = &b->v_panels, .scratch = scratch,
+  const struct lath_product product = {.m = rows,
+                                       .a = b->dp + from * a->rank,
+                                       .s_a = a->rank,
+                                       .b = &b->v_panels,
+                                       .scratch = scratch,
                                        .c = b->dx_copy ? b->dx_copy + from * a->in : (float *)a->dx + (b->row + from) * a->s_dx,
                                        .s_c = b->dx_copy ? a->in : a->s_dx};
   lath_multiply(b->kernels, &product);
@@ -123,9 +133,10 @@ static void read_rows(const struct backward *b, int64_t from, int64_t rows) {
   const struct lath_lowrank_linear *a = b->a;
   int64_t unused;
   if (a->dtype == LATH_F32) return;
-  (void)lath_as_float(a->dtype, rows, a->in, lath_at(a->dtype, a->x, a->s_x, b->row + from, 0), a->s_x, b->x_copy + from * a->in, &unused);
-  (void)lath_as_float(a->dtype, rows, a->out, lath_at(a->dtype, a->dy, a->s_dy, b->row + from, 0), a->s_dy, b->dy_copy + from * a->out,
-                      &unused);
+  (void)lath_as_float(a->dtype, rows, a->in, lath_at(a->dtype, a->x, a->s_x, b->row + from, 0), a->s_x,
+                      b->x_copy + from * a->in, &unused);
+  (void)lath_as_float(a->dtype, rows, a->out, lath_at(a->dtype, a->dy, a->s_dy, b->row + from, 0), a->s_dy,
+                      b->dy_copy + from * a->out, &unused);
 }
 
 static void share_rows(void *arg, int64_t begin, int64_t end) {
@@ -137,8 +148,13 @@ static void share_rows(void *arg, int64_t begin, int64_t end) {
     if (!b->few) read_rows(b, from, rows);
     if (!b->few && b->p && !a->p) compute_p(b, from, rows, scratch);
     if (!b->wants_dp) continue;
-    const struct lath_product dp = {.m = rows, .a = b->dy + from * b->s_dy, .s_a = b->s_dy, .b = &b->u_panels,
-                                    .c = b->dp + from * a->rank, .s_c = a->rank, .scratch = scratch};
+    const struct lath_product dp = {.m = rows,
+                                    .a = b->dy + from * b->s_dy,
+                                    .s_a = b->s_dy,
+                                    .b = &b->u_panels,
+                                    .c = b->dp + from * a->rank,
+                                    .s_c = a->rank,
+                                    .scratch = scratch};
     lath_multiply(b->kernels, &dp);
     if (a->dx) compute_dx(b, from, rows, scratch);
   }
@@ -151,8 +167,8 @@ static void few_rows_p(void *arg, int64_t begin, int64_t end) {
   const struct lath_lowrank_linear *a = b->a;
   for (int64_t w = begin; w < end; w++) {
     const int64_t from = lath_share(a->rank, SHARE, w, b->workers), to = lath_share(a->rank, SHARE, w + 1, b->workers);
-    lath_multiply_few_rows(b->kernels, a->rows, to - from, a->in, b->x, b->s_x, b->weights.v + from * b->weights.s_v, b->weights.s_v,
-                           b->weights.inner_bias ? b->weights.inner_bias + from : NULL, b->p + from, a->rank,
+    lath_multiply_few_rows(b->kernels, a->rows, to - from, a->in, b->x, b->s_x, b->weights.v + from * b->weights.s_v,
+                           b->weights.s_v, b->weights.inner_bias ? b->weights.inner_bias + from : NULL, b->p + from, a->rank,
                            b->scratch + w * b->scratch_size);
   }
 }
@@ -161,16 +177,29 @@ static void few_rows_p(void *arg, int64_t begin, int64_t end) {
 
 static void sum_du(const struct backward *b, int64_t from, int64_t to, float *scratch) {
   const struct lath_panels p = lath_panels_in_place(b->kernels, b->a->rank, b->rows, b->p, b->a->rank);
-  const struct lath_product product = {.m = to - from, .a = b->dy + from, .s_a = b->s_dy, .a_order = LATH_A_COLUMNS, .b = &p,
-                                       .c = b->du + from * b->a->rank, .s_c = b->a->rank, .accumulate = b->row > 0,
+  const struct lath_product product = {.m = to - from,
+                                       .a = b->dy + from,
+                                       .s_a = b->s_dy,
+                                       .a_order = LATH_A_COLUMNS,
+                                       .b = &p,
+                                       .c = b->du + from * b->a->rank,
+                                       .s_c = b->a->rank,
+                                       .accumulate = b->row > 0,
                                        .scratch = scratch};
   lath_multiply(b->kernels, &product);
 }
 
 static void sum_dv(const struct backward *b, int64_t from, int64_t to, float *scratch) {
   const struct lath_panels x = lath_panels_in_place(b->kernels, to - from, b->rows, b->x + from, b->s_x);
-  const struct lath_product product = {.m = b->a->rank, .a = b->dp, .s_a = b->a->rank, .a_order = LATH_A_COLUMNS, .b = &x,
-                                       .c = b->dv + from, .s_c = b->a->in, .accumulate = b->row > 0, .scratch = scratch};
+  const struct lath_product product = {.m = b->a->rank,
+                                       .a = b->dp,
+                                       .s_a = b->a->rank,
+                                       .a_order = LATH_A_COLUMNS,
+                                       .b = &x,
+                                       .c = b->dv + from,
+                                       .s_c = b->a->in,
+                                       .accumulate = b->row > 0,
+                                       .scratch = scratch};
   lath_multiply(b->kernels, &product);
 }
 
@@ -235,7 +264,8 @@ static lath_status run(struct backward *b, const struct lath_host *host) {
 
 /* ---- entries ---------------------------------------------------------------------------------------------------------------------------- */
 
-lath_status lath_lowrank_linear_backward_workspace(const struct lath_lowrank_linear *a, const struct lath_host *host, size_t *bytes) {
+lath_status lath_lowrank_linear_backward_workspace(const struct lath_lowrank_linear *a, const struct lath_host *host,
+                                                   size_t *bytes) {
   struct lath_lowrank_plan plan;
   if (!a || !host || !bytes) return LATH_INVALID_ARGUMENT;
   LATH_TRY(lath_lowrank_linear_plan(a, 1, &plan));

@@ -10,8 +10,8 @@
 #include "gemm/gemm.h"
 #include "lowrank/lowrank.h"
 
-#define TILE_ROWS 96      /* p and the tiles of x and y it touches stay in L2 */
-#define COLUMNS_SHARE 16  /* columns are dealt out in whole cache lines */
+#define TILE_ROWS 96     /* p and the tiles of x and y it touches stay in L2 */
+#define COLUMNS_SHARE 16 /* columns are dealt out in whole cache lines */
 
 struct forward {
   const struct lath_lowrank_linear *a;
@@ -41,7 +41,8 @@ static struct forward prepare(const struct lath_lowrank_linear *a, const struct 
   lath_lowrank_weights_take(&f.weights, a, arena);
   if (kernel == LATH_LOWRANK_ROWS) {
     take_rows(&f, arena, a->rows);
-    const int64_t narrow = lath_few_rows_scratch(f.kernels, a->rows, a->in), wide = lath_few_rows_scratch(f.kernels, a->rows, a->rank);
+    const int64_t narrow = lath_few_rows_scratch(f.kernels, a->rows, a->in),
+                  wide = lath_few_rows_scratch(f.kernels, a->rows, a->rank);
     f.scratch_size = narrow > wide ? narrow : wide;
   } else {
     f.v_panels = lath_panels_take(f.kernels, arena, a->rank, a->in);
@@ -59,10 +60,12 @@ static void few_rows_narrow(void *arg, int64_t begin, int64_t end) {
   const struct forward *f = arg;
   const struct lath_lowrank_linear *a = f->a;
   for (int64_t w = begin; w < end; w++) {
-    const int64_t from = lath_share(a->rank, COLUMNS_SHARE, w, f->workers), to = lath_share(a->rank, COLUMNS_SHARE, w + 1, f->workers);
+    const int64_t from = lath_share(a->rank, COLUMNS_SHARE, w, f->workers),
+                  to = lath_share(a->rank, COLUMNS_SHARE, w + 1, f->workers);
     const int64_t s_x = f->x ? a->in : a->s_x;
-    lath_multiply_few_rows(f->kernels, a->rows, to - from, a->in, f->x ? f->x : a->x, s_x, f->weights.v + from * f->weights.s_v, f->weights.s_v,
-                           f->weights.inner_bias ? f->weights.inner_bias + from : NULL, f->p + from, a->rank, f->scratch + w * f->scratch_size);
+    lath_multiply_few_rows(f->kernels, a->rows, to - from, a->in, f->x ? f->x : a->x, s_x, f->weights.v + from * f->weights.s_v,
+                           f->weights.s_v, f->weights.inner_bias ? f->weights.inner_bias + from : NULL, f->p + from, a->rank,
+                           f->scratch + w * f->scratch_size);
   }
 }
 
@@ -70,11 +73,12 @@ static void few_rows_wide(void *arg, int64_t begin, int64_t end) {
   const struct forward *f = arg;
   const struct lath_lowrank_linear *a = f->a;
   for (int64_t w = begin; w < end; w++) {
-    const int64_t from = lath_share(a->out, COLUMNS_SHARE, w, f->workers), to = lath_share(a->out, COLUMNS_SHARE, w + 1, f->workers);
+    const int64_t from = lath_share(a->out, COLUMNS_SHARE, w, f->workers),
+                  to = lath_share(a->out, COLUMNS_SHARE, w + 1, f->workers);
     const int64_t s_y = f->y ? a->out : a->s_y;
-    lath_multiply_few_rows(f->kernels, a->rows, to - from, a->rank, f->p, a->rank, f->weights.u + from * f->weights.s_u, f->weights.s_u,
-                           f->weights.bias ? f->weights.bias + from : NULL, (f->y ? f->y : (float *)a->y) + from, s_y,
-                           f->scratch + w * f->scratch_size);
+    lath_multiply_few_rows(f->kernels, a->rows, to - from, a->rank, f->p, a->rank, f->weights.u + from * f->weights.s_u,
+                           f->weights.s_u, f->weights.bias ? f->weights.bias + from : NULL,
+                           (f->y ? f->y : (float *)a->y) + from, s_y, f->scratch + w * f->scratch_size);
   }
 }
 
@@ -95,8 +99,10 @@ static void pack_weights(void *arg, int64_t begin, int64_t end) {
   const struct forward *f = arg;
   const int64_t v_count = lath_panels_count(&f->v_panels), u_count = lath_panels_count(&f->u_panels);
   for (int64_t w = begin; w < end; w++) {
-    lath_pack(f->kernels, &f->v_panels, v_count * w / f->workers, v_count * (w + 1) / f->workers, f->weights.v, f->weights.s_v, 1);
-    lath_pack(f->kernels, &f->u_panels, u_count * w / f->workers, u_count * (w + 1) / f->workers, f->weights.u, f->weights.s_u, 1);
+    lath_pack(f->kernels, &f->v_panels, v_count * w / f->workers, v_count * (w + 1) / f->workers, f->weights.v, f->weights.s_v,
+              1);
+    lath_pack(f->kernels, &f->u_panels, u_count * w / f->workers, u_count * (w + 1) / f->workers, f->weights.u, f->weights.s_u,
+              1);
   }
 }
 
@@ -108,13 +114,26 @@ static void run_tile(const struct forward *f, int64_t worker, int64_t row, int64
   int64_t s_x;
   const float *x = lath_as_float(a->dtype, rows, a->in, lath_at(a->dtype, a->x, a->s_x, row, 0), a->s_x,
                                  f->x ? f->x + worker * TILE_ROWS * a->in : NULL, &s_x);
-  const struct lath_product narrow = {.m = rows, .a = x, .s_a = s_x, .b = &f->v_panels, .bias = f->weights.inner_bias, .c = p,
-                                      .s_c = a->rank, .scratch = scratch};
-  const struct lath_product wide = {.m = rows, .a = p, .s_a = a->rank, .b = &f->u_panels, .bias = f->weights.bias, .c = y,
-                                    .s_c = f->y ? a->out : a->s_y, .scratch = scratch};
+  const struct lath_product narrow = {.m = rows,
+                                      .a = x,
+                                      .s_a = s_x,
+                                      .b = &f->v_panels,
+                                      .bias = f->weights.inner_bias,
+                                      .c = p,
+                                      .s_c = a->rank,
+                                      .scratch = scratch};
+  const struct lath_product wide = {.m = rows,
+                                    .a = p,
+                                    .s_a = a->rank,
+                                    .b = &f->u_panels,
+                                    .bias = f->weights.bias,
+                                    .c = y,
+                                    .s_c = f->y ? a->out : a->s_y,
+                                    .scratch = scratch};
   lath_multiply(f->kernels, &narrow);
   lath_multiply(f->kernels, &wide);
-  if (f->y) lath_from_float(a->dtype, rows, a->out, y, (char *)a->y + row * a->s_y * (int64_t)lath_dtype_size(a->dtype), a->s_y);
+  if (f->y)
+    lath_from_float(a->dtype, rows, a->out, y, (char *)a->y + row * a->s_y * (int64_t)lath_dtype_size(a->dtype), a->s_y);
 }
 
 static void run_tiles(void *arg, int64_t begin, int64_t end) {

@@ -31,26 +31,49 @@ static struct frobenius prepare(const struct lath_frobenius *a, struct lath_aren
 
 static struct lath_gemm form_gram_v(const struct frobenius *f) {
   const struct lath_frobenius *a = f->a;
-  return (struct lath_gemm){.m = a->rank, .n = a->rank, .k = a->in, .a = f->v, .s_a = f->s_v, .b = f->v, .s_b = f->s_v,
-                            .b_transposed = 1, .c = a->gram_v, .s_c = a->rank};
+  return (struct lath_gemm){.m = a->rank,
+                            .n = a->rank,
+                            .k = a->in,
+                            .a = f->v,
+                            .s_a = f->s_v,
+                            .b = f->v,
+                            .s_b = f->s_v,
+                            .b_transposed = 1,
+                            .c = a->gram_v,
+                            .s_c = a->rank};
 }
 
 static struct lath_gemm form_gram_u(const struct frobenius *f) {
   const struct lath_frobenius *a = f->a;
-  return (struct lath_gemm){.m = a->rank, .n = a->rank, .k = a->out, .a = f->u, .s_a = f->s_u, .a_order = LATH_A_COLUMNS, .b = f->u,
-                            .s_b = f->s_u, .c = a->gram_u, .s_c = a->rank};
+  return (struct lath_gemm){.m = a->rank,
+                            .n = a->rank,
+                            .k = a->out,
+                            .a = f->u,
+                            .s_a = f->s_u,
+                            .a_order = LATH_A_COLUMNS,
+                            .b = f->u,
+                            .s_b = f->s_u,
+                            .c = a->gram_u,
+                            .s_c = a->rank};
 }
 
 static struct lath_gemm form_du(const struct frobenius *f) {
   const struct lath_frobenius *a = f->a;
-  return (struct lath_gemm){.m = a->out, .n = a->rank, .k = a->rank, .a = f->u, .s_a = f->s_u, .b = f->gram, .s_b = a->rank,
-                            .c = f->du, .s_c = a->rank};
+  return (struct lath_gemm){.m = a->out,
+                            .n = a->rank,
+                            .k = a->rank,
+                            .a = f->u,
+                            .s_a = f->s_u,
+                            .b = f->gram,
+                            .s_b = a->rank,
+                            .c = f->du,
+                            .s_c = a->rank};
 }
 
 static struct lath_gemm form_dv(const struct frobenius *f) {
   const struct lath_frobenius *a = f->a;
-  return (struct lath_gemm){.m = a->rank, .n = a->in, .k = a->rank, .a = f->gram, .s_a = a->rank, .b = f->v, .s_b = f->s_v,
-                            .c = f->dv, .s_c = a->in};
+  return (struct lath_gemm){
+      .m = a->rank, .n = a->in, .k = a->rank, .a = f->gram, .s_a = a->rank, .b = f->v, .s_b = f->s_v, .c = f->dv, .s_c = a->in};
 }
 
 static lath_status multiply(const struct frobenius *f, const struct lath_host *host, struct lath_gemm gemm) {

@@ -15,11 +15,11 @@ struct merged {
   const struct lath_lowrank_linear *a;
   const struct lath_host *host;
   struct lath_lowrank_weights weights;
-  float *w, *shift;                 /* (out, in), (out) */
-  float *x, *y, *dy, *dx;           /* float copies of activations, for other types than float */
-  float *dw, *d_bias;               /* backward: (out, in), (out) */
-  float *du, *dv, *d_inner;         /* backward: sums in float */
-  struct lath_arena rest;           /* what the products take, one after the other */
+  float *w, *shift;         /* (out, in), (out) */
+  float *x, *y, *dy, *dx;   /* float copies of activations, for other types than float */
+  float *dw, *d_bias;       /* backward: (out, in), (out) */
+  float *du, *dv, *d_inner; /* backward: sums in float */
+  struct lath_arena rest;   /* what the products take, one after the other */
 };
 
 /* ---- products --------------------------------------------------------------------------------------------------------------------- */
@@ -39,37 +39,78 @@ static void reserve(struct merged *m, struct lath_arena *arena, struct lath_gemm
 
 static struct lath_gemm form_w(const struct merged *m) {
   const struct lath_lowrank_linear *a = m->a;
-  return (struct lath_gemm){.m = a->out, .n = a->in, .k = a->rank, .a = m->weights.u, .s_a = m->weights.s_u, .b = m->weights.v,
-                            .s_b = m->weights.s_v, .c = m->w, .s_c = a->in};
+  return (struct lath_gemm){.m = a->out,
+                            .n = a->in,
+                            .k = a->rank,
+                            .a = m->weights.u,
+                            .s_a = m->weights.s_u,
+                            .b = m->weights.v,
+                            .s_b = m->weights.s_v,
+                            .c = m->w,
+                            .s_c = a->in};
 }
 
 static struct lath_gemm apply_w(const struct merged *m, const float *x, int64_t s_x, float *y, int64_t s_y) {
   const struct lath_lowrank_linear *a = m->a;
-  return (struct lath_gemm){.m = a->rows, .n = a->out, .k = a->in, .a = x, .s_a = s_x, .b = m->w, .s_b = a->in, .b_transposed = 1,
-                            .bias = m->shift, .c = y, .s_c = s_y};
+  return (struct lath_gemm){.m = a->rows,
+                            .n = a->out,
+                            .k = a->in,
+                            .a = x,
+                            .s_a = s_x,
+                            .b = m->w,
+                            .s_b = a->in,
+                            .b_transposed = 1,
+                            .bias = m->shift,
+                            .c = y,
+                            .s_c = s_y};
 }
 
 static struct lath_gemm form_dx(const struct merged *m, const float *dy, int64_t s_dy, float *dx, int64_t s_dx) {
   const struct lath_lowrank_linear *a = m->a;
-  return (struct lath_gemm){.m = a->rows, .n = a->in, .k = a->out, .a = dy, .s_a = s_dy, .b = m->w, .s_b = a->in, .c = dx, .s_c = s_dx};
+  return (struct lath_gemm){
+      .m = a->rows, .n = a->in, .k = a->out, .a = dy, .s_a = s_dy, .b = m->w, .s_b = a->in, .c = dx, .s_c = s_dx};
 }
 
 static struct lath_gemm form_dw(const struct merged *m, const float *dy, int64_t s_dy, const float *x, int64_t s_x) {
   const struct lath_lowrank_linear *a = m->a;
-  return (struct lath_gemm){.m = a->out, .n = a->in, .k = a->rows, .a = dy, .s_a = s_dy, .a_order = LATH_A_COLUMNS, .b = x, .s_b = s_x,
-                            .c = m->dw, .s_c = a->in};
+  return (struct lath_gemm){.m = a->out,
+                            .n = a->in,
+                            .k = a->rows,
+                            .a = dy,
+                            .s_a = s_dy,
+                            .a_order = LATH_A_COLUMNS,
+                            .b = x,
+                            .s_b = s_x,
+                            .c = m->dw,
+                            .s_c = a->in};
 }
 
 static struct lath_gemm form_du(const struct merged *m) {
   const struct lath_lowrank_linear *a = m->a;
-  return (struct lath_gemm){.m = a->out, .n = a->rank, .k = a->in, .a = m->dw, .s_a = a->in, .b = m->weights.v, .s_b = m->weights.s_v,
-                            .b_transposed = 1, .c = m->du, .s_c = a->rank};
+  return (struct lath_gemm){.m = a->out,
+                            .n = a->rank,
+                            .k = a->in,
+                            .a = m->dw,
+                            .s_a = a->in,
+                            .b = m->weights.v,
+                            .s_b = m->weights.s_v,
+                            .b_transposed = 1,
+                            .c = m->du,
+                            .s_c = a->rank};
 }
 
 static struct lath_gemm form_dv(const struct merged *m) {
   const struct lath_lowrank_linear *a = m->a;
-  return (struct lath_gemm){.m = a->rank, .n = a->in, .k = a->out, .a = m->weights.u, .s_a = m->weights.s_u, .a_order = LATH_A_COLUMNS,
-                            .b = m->dw, .s_b = a->in, .c = m->dv, .s_c = a->in};
+  return (struct lath_gemm){.m = a->rank,
+                            .n = a->in,
+                            .k = a->out,
+                            .a = m->weights.u,
+                            .s_a = m->weights.s_u,
+                            .a_order = LATH_A_COLUMNS,
+                            .b = m->dw,
+                            .s_b = a->in,
+                            .c = m->dv,
+                            .s_c = a->in};
 }
 
 /* ---- forward ------------------------------------------------------------------------------------------------------------------------ */
@@ -82,7 +123,8 @@ static struct merged prepare(const struct lath_lowrank_linear *a, const struct l
   return m;
 }
 
-static struct merged prepare_forward(const struct lath_lowrank_linear *a, const struct lath_host *host, struct lath_arena *arena) {
+static struct merged prepare_forward(const struct lath_lowrank_linear *a, const struct lath_host *host,
+                                     struct lath_arena *arena) {
   struct merged m = prepare(a, host, arena);
   m.shift = lath_take(arena, a->out);
   if (a->dtype == LATH_BF16) m.y = lath_take(arena, a->rows * a->out);
@@ -125,7 +167,8 @@ static float *take_sum(struct lath_arena *arena, lath_dtype dtype, void *output,
   return !output ? NULL : dtype == LATH_F32 ? output : lath_take(arena, count);
 }
 
-static struct merged prepare_backward(const struct lath_lowrank_linear *a, const struct lath_host *host, struct lath_arena *arena) {
+static struct merged prepare_backward(const struct lath_lowrank_linear *a, const struct lath_host *host,
+                                      struct lath_arena *arena) {
   struct merged m = prepare(a, host, arena);
   m.d_bias = lath_take(arena, a->out);
   m.du = take_sum(arena, a->dtype, a->du, a->out * a->rank);
@@ -140,7 +183,8 @@ static struct merged prepare_backward(const struct lath_lowrank_linear *a, const
   return m;
 }
 
-void lath_lowrank_merged_backward_size(const struct lath_lowrank_linear *a, const struct lath_host *host, struct lath_arena *arena) {
+void lath_lowrank_merged_backward_size(const struct lath_lowrank_linear *a, const struct lath_host *host,
+                                       struct lath_arena *arena) {
   struct merged m = prepare_backward(a, host, arena);
   reserve(&m, arena, form_w(&m));
   reserve(&m, arena, form_dx(&m, NULL, a->out, NULL, a->in));
