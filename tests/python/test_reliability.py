@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+import mmap
 import os
 import re
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 OPERATORS_H = Path(__file__).resolve().parents[2] / "bindings" / "torch" / "operators.h"
+MAP_NORESERVE = 0x4000  # of Linux; Python names it from 3.13 on
 NONE = torch.empty(0)
 ROWS, IN, RANK, OUT = 6, 12, 4, 10
 
@@ -332,6 +334,38 @@ def test_running_out_of_memory_is_an_error():
     assert torch.ops.lath.linear(x[:2], torch.zeros(OUT, IN), NONE).shape == (2, OUT)
 
 
+def far_rows(t: Tensor) -> Tensor:
+    """The matrix with its rows more than 2^31 elements apart, in memory of which only the used pages exist."""
+    stride = 2**31 + 3
+    size = ((t.shape[0] - 1) * stride + t.shape[1]) * t.element_size()
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    return torch.frombuffer(memory, dtype=t.dtype).as_strided(t.shape, (stride, 1)).copy_(t)
+
+
+@every_dtype
+@every_operator
+def test_offsets_beyond_32_bits(name, dtype):
+    arguments = [a.flatten(0, -2) if isinstance(a, Tensor) and a.dim() > 2 else a for a in CASES[name](dtype)]
+    far = [far_rows(a) if isinstance(a, Tensor) and a.dim() == 2 else a for a in arguments]
+    for expected, result in zip(call(name, arguments), call(name, far), strict=True):
+        assert torch.equal(expected, result)
+
+
+@pytest.mark.slow
+def test_output_beyond_32_bits():
+    """2^31 elements and a few more are written; the last ones are looked at."""
+    rows, width = 2**21 + 9, 1024
+    available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    if not available or int(available[1]) < 8 << 20:
+        pytest.skip("needs 8 GiB of free memory")
+    x = torch.ones(rows, 1, dtype=torch.bfloat16)
+    x[-3:] = torch.tensor([[2.0], [3.0], [4.0]])
+    weight = (torch.arange(width) % 7).to(torch.bfloat16).reshape(width, 1)
+    y = torch.ops.lath.lowrank_linear(x, torch.ones(1, 1, dtype=torch.bfloat16), weight, NONE, NONE, 1)
+    assert y.numel() > 2**31
+    assert torch.equal(y[-4:], x[-4:] * weight.mT)
+
+
 def test_more_dimensions_than_supported_is_an_error():
     x = torch.zeros(*[1] * 64, IN)
     with pytest.raises(RuntimeError, match="got 65 dimensions, expected at most 64"):
@@ -512,6 +546,29 @@ def test_intermediate_is_kept_by_the_arguments_alone(save, association, kept):
     if kept:
         torch.testing.assert_close(p, x.reshape(ROWS, IN) @ v.mT + random(RANK))
     torch.testing.assert_close(y, (x @ v.mT + random(RANK)) @ u.mT)
+
+
+# ---- cost of a call -------------------------------------------------------------------------------------------------
+
+
+def dispatched(action: Callable[[], object]) -> list[str]:
+    """Names of the operators that torch dispatches, in order."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        action()
+    return [event.name for event in profile.events() if "::" in event.name]
+
+
+@every_operator
+def test_contiguous_call_dispatches_nothing_else(name):
+    arguments = CASES[name](torch.float32)
+    assert dispatched(lambda: call(name, arguments)) == [f"lath::{name}"]
+
+
+def test_awkward_layout_costs_one_copy():
+    x, v, u = factors(torch.float32)
+    names = dispatched(lambda: torch.ops.lath.lowrank_linear(transposed(x), row_gaps(v), u, NONE, NONE))
+    names = names[names.index("lath::lowrank_linear") :]
+    assert names == ["lath::lowrank_linear", "aten::copy_"]
 
 
 # ---- numbers and threads -------------------------------------------------------------------------------------------
