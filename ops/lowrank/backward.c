@@ -15,9 +15,9 @@
 #include "gemm/gemm.h"
 #include "lowrank/lowrank.h"
 
-#define TILE_FLOATS (INT64_C(1) << 18) /* of x and dy in a tile: 1 MiB */
+#define TILE_FLOATS (INT64_C(1) << 17) /* of x and dy in a tile: 512 KiB */
 #define TILE_ROWS_MIN 48
-#define TILE_ROWS_MAX 128
+#define TILE_ROWS_MAX 64
 #define SHARE 64 /* columns are dealt out in whole panels */
 
 struct backward {
