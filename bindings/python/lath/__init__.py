@@ -25,8 +25,8 @@ from .report import LayerReport, Report, report  # noqa: E402
 from .specs import LowRank  # noqa: E402
 
 __all__ = [
-    "FrobeniusDecay",
     "LIBRARY",
+    "FrobeniusDecay",
     "LayerReport",
     "LowRank",
     "Report",

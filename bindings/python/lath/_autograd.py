@@ -2,11 +2,11 @@
 """Gradients: autograd.Functions that join the forward operators to the backward ones.
 
 Each ``backward`` has two ways. The plain one calls the backward operator. When the backward pass itself is to be
-differentiated (``create_graph=True``, gradgradcheck, torch.func) the same formulas are written in torch operators, which
-autograd can follow. A compiled graph has no second derivative, so there the operator is always taken.
+differentiated (``create_graph=True``, gradgradcheck, torch.func) the same formulas are written in torch operators,
+which autograd can follow. A compiled graph has no second derivative, so there the operator is always taken.
 
-torch.func needs a Function with ``setup_context``, for which ``apply`` binds arguments in Python: 16 us a call, as much as
-the whole forward of a small layer. Plain eager calls go through a twin without it, which costs 3 us.
+torch.func needs a Function with ``setup_context``, for which ``apply`` binds arguments in Python: 16 us a call, as much
+as the whole forward of a small layer. Plain eager calls go through a twin without it, which costs 3 us.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batching rules for torch.vmap, shared by the raw operators and the autograd.Functions over them.
 
-A rule takes the callable to batch, then what torch hands to a vmap rule: ``info.batch_size``, one batch dimension or None
-per argument, and the arguments. A batch of x alone is just more rows; everything else is a loop.
+A rule takes the callable to batch, then what torch hands to a vmap rule: ``info.batch_size``, one batch dimension or
+None per argument, and the arguments. A batch of x alone is just more rows; everything else is a loop.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from torch import Tensor
 def loop(call, info, in_dims, *args):
     """Correct for any function: one call per element of the batch, outputs stacked."""
     results = [
-        call(*(a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims))) for i in range(info.batch_size)
+        call(*(a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True)))
+        for i in range(info.batch_size)
     ]
     if isinstance(results[0], Tensor):
         return torch.stack(results), 0
-    return tuple(torch.stack(outputs) for outputs in zip(*results)), (0,) * len(results[0])
+    return tuple(torch.stack(outputs) for outputs in zip(*results, strict=True)), (0,) * len(results[0])
 
 
 def linear(call, info, in_dims, x, *rest):

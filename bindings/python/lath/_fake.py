@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shape functions of the operators, for meta tensors, torch.compile and torch.export.
 
-They check what the C kernels check, in terms that hold for symbolic extents, and return empty tensors of the shape, dtype
-and strides that the kernels return.
+They check what the C kernels check, in terms that hold for symbolic extents, and return empty tensors of the shape,
+dtype and strides that the kernels return.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ def _check_bias(operator: str, name: str, t: Tensor, extent, like: Tensor) -> No
 def _check_last(operator: str, name: str, t: Tensor, extent) -> None:
     _expect(t.dim() >= 1, operator, name, lambda: "got shape (), expected (..., features)")
     _expect(
-        t.shape[-1] == extent, operator, name, lambda: f"got shape {tuple(t.shape)}, expected {extent} in the last place"
+        t.shape[-1] == extent,
+        operator,
+        name,
+        lambda: f"got shape {tuple(t.shape)}, expected {extent} in the last place",
     )
 
 
@@ -145,5 +148,7 @@ def _(grad, weight_v, weight_u, gram_v, gram_u):
     name = "frobenius_decay_backward"
     _check_dtypes(name, "weight_v", weight_v, weight_u=weight_u)
     _check_factors(name, weight_v, weight_u)
-    _expect(grad.dim() == 0, name, "grad", lambda: f"got shape {tuple(grad.shape)}, expected (), the gradient of a scalar")
+    _expect(
+        grad.dim() == 0, name, "grad", lambda: f"got shape {tuple(grad.shape)}, expected (), the gradient of a scalar"
+    )
     return weight_v.new_empty(weight_v.shape), weight_u.new_empty(weight_u.shape)

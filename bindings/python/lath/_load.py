@@ -45,12 +45,18 @@ def load() -> Path:
 
     path = library_path()
     if not path.is_file():
-        hint = "LATH_LIBRARY points there" if os.environ.get("LATH_LIBRARY") else "reinstall lath, or build it with `make build`"
+        hint = (
+            "LATH_LIBRARY points there"
+            if os.environ.get("LATH_LIBRARY")
+            else "reinstall lath, or build it with `make build`"
+        )
         raise ImportError(f"lath: the operator library {path} does not exist ({hint})")
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
         raise ImportError(f"lath: cannot load {path} into torch {torch.__version__}: {error}") from error
     if not hasattr(torch.ops.lath, "lowrank_linear"):
-        raise ImportError(f"lath: {path} was loaded into torch {torch.__version__}, but it registered no lath operators")
+        raise ImportError(
+            f"lath: {path} was loaded into torch {torch.__version__}, but it registered no lath operators"
+        )
     return path

@@ -42,11 +42,12 @@ _OWN_ATTRIBUTES = ("_frozen", "rank")  # of LowRankLinear, not to be carried ove
 def convert(model: nn.Module, spec: LowRank, include: Selection = None, exclude: Selection = None) -> Report:
     """Replace the ``nn.Linear`` layers of ``model`` by low-rank ones, in place.
 
-    A layer stays as it is, with the reason in the report, when the form would not make it cheaper, when its weight is tied or
-    parametrized, when it is lazy or a subclass of ``nn.Linear``, and inside ``nn.MultiheadAttention`` and
-    ``nn.TransformerEncoderLayer``, which read the weights of their children. A module that is registered in several places
-    is converted once and stays shared. Hooks, ``requires_grad``, training mode, dtype and device are carried over; hooks on
-    parameters are not, and an optimizer must be made anew, because the parameters are new. Converting again is harmless.
+    A layer stays as it is, with the reason in the report, when the form would not make it cheaper, when its weight is
+    tied or parametrized, when it is lazy or a subclass of ``nn.Linear``, and inside ``nn.MultiheadAttention`` and
+    ``nn.TransformerEncoderLayer``, which read the weights of their children. A module that is registered in several
+    places is converted once and stays shared. Hooks, ``requires_grad``, training mode, dtype and device are carried
+    over; hooks on parameters are not, and an optimizer must be made anew, because the parameters are new. Converting
+    again is harmless.
 
     All new layers are built before the first one is put in: after an error the model is as it was.
 
@@ -62,8 +63,9 @@ def convert(model: nn.Module, spec: LowRank, include: Selection = None, exclude:
 
     Raises:
         TypeError: an argument of a wrong type.
-        ValueError: ``model`` itself is a linear layer, which cannot be replaced in place (wrap it in ``nn.Sequential``, or
-            call ``LowRankLinear.from_dense``); ``include`` matches nothing; a ratio that gives rank 0; a weight with NaN.
+        ValueError: ``model`` itself is a linear layer, which cannot be replaced in place (wrap it in ``nn.Sequential``,
+            or call ``LowRankLinear.from_dense``); ``include`` matches nothing; a ratio that gives rank 0; a weight with
+            NaN.
     """
     _check_model(model, "convert")
     if not isinstance(spec, LowRank):
@@ -77,7 +79,7 @@ def convert(model: nn.Module, spec: LowRank, include: Selection = None, exclude:
 
     rows: list[LayerReport] = []
     replacements: list[tuple[Site, LowRankLinear]] = []
-    for site, selected in zip(sites, chosen):
+    for site, selected in zip(sites, chosen, strict=True):
         if selected and excluded is not None:
             selected = not any(excluded(name, site.module) for name in site.names)
         built, reason = _build(site, spec) if selected else (None, "not selected")
@@ -113,8 +115,9 @@ def restore(model: nn.Module) -> list[str]:
 def dense_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
     """The state dict that ``model`` would have after :func:`restore`; the model stays as it is.
 
-    The factors of each low-rank layer appear as ``weight``, its biases as ``bias``. A converted model loads it back with
-    ``load_state_dict``, up to the rounding of one decomposition.
+    The factors of each low-rank layer appear as ``weight``, its biases as ``bias``. A converted model loads it back
+    with ``load_state_dict``, up to the rounding of one decomposition; only a layer with an inner bias and no other
+    cannot.
     """
     layers = {f"{name}." if name else "": m for name, m in model.named_modules(remove_duplicate=False)}
     layers = {prefix: module for prefix, module in layers.items() if isinstance(module, LowRankLinear)}
@@ -153,7 +156,9 @@ def _selector(selection: Selection, what: str) -> Callable[[str, nn.Module], boo
     patterns = [selection] if isinstance(selection, (str, re.Pattern)) else list(selection)
     for pattern in patterns:
         if not isinstance(pattern, (str, re.Pattern)):
-            raise TypeError(f"lath.convert: {what} contains {pattern!r}, expected a glob or a compiled regular expression")
+            raise TypeError(
+                f"lath.convert: {what} contains {pattern!r}, expected a glob or a compiled regular expression"
+            )
 
     def matches(name: str, module: nn.Module) -> bool:
         return any(fnmatchcase(name, p) if isinstance(p, str) else bool(p.fullmatch(name)) for p in patterns)

@@ -9,9 +9,9 @@ function                  value per layer            gradients of U and V
 :func:`l2_decay`          ``|| U ||^2 + || V ||^2``  ``2 U``, ``2 V``
 ========================  =========================  ==========================================
 
-That is the convention "reference". The convention "half" is half of each, so that the gradient of the Frobenius term is that
-of weight decay on the product. Khodak et al., ICLR 2021, put Frobenius decay in the place of weight decay, with the "half"
-gradient; then set the optimizer's ``weight_decay`` of the factors to 0.
+That is the convention "reference". The convention "half" is half of each, so that the gradient of the Frobenius term is
+that of weight decay on the product. Khodak et al., ICLR 2021, put Frobenius decay in the place of weight decay, with
+the "half" gradient; then set the optimizer's ``weight_decay`` of the factors to 0.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class FrobeniusDecay:
     Args:
         model: layers are looked up at each step, so it may be converted afterwards.
         coefficient: factor of the term; 0 or more.
-        convention: "half" adds ``coefficient * (U V V^T, U^T U V)`` as in Khodak et al., ICLR 2021; "reference" adds twice
-            that, the gradient of ``coefficient * lath.frobenius_decay(model)``.
+        convention: "half" adds ``coefficient * (U V V^T, U^T U V)`` as in Khodak et al., ICLR 2021; "reference" adds
+            twice that, the gradient of ``coefficient * lath.frobenius_decay(model)``.
 
     Raises:
         ValueError: an unknown convention, or a coefficient that is negative or not finite.
@@ -114,7 +114,7 @@ class FrobeniusDecay:
             value, gram_v, gram_u = torch.ops.lath.frobenius_decay(weight_v, weight_u)
             grad = torch.full_like(value, self.coefficient * self.scale)
             gradients = torch.ops.lath.frobenius_decay_backward(grad, weight_v, weight_u, gram_v, gram_u)
-            for weight, gradient in zip((weight_v, weight_u), gradients):
+            for weight, gradient in zip((weight_v, weight_u), gradients, strict=True):
                 if not weight.requires_grad:
                     continue
                 if weight.grad is None:

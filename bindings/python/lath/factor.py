@@ -28,7 +28,7 @@ def check_rank(rank: object, what: str) -> int:
 
 
 def break_even_rank(in_features: int, out_features: int) -> int:
-    """The largest rank whose factors cost less than the dense weight, in multiply-adds and in numbers; 0 if none does."""
+    """The largest rank whose factors cost less than the dense weight, in multiply-adds and in numbers; 0 for none."""
     return max(0, (in_features * out_features - 1) // max(1, in_features + out_features))
 
 
@@ -50,8 +50,8 @@ class Decomposition:
             ValueError: NaN or infinity in the weight, or a weight without data.
         """
         if weight.dim() != 2 or not weight.is_floating_point():
-            shape = tuple(weight.shape)
-            raise TypeError(f"{what}: cannot factor a tensor of shape {shape} and {weight.dtype}, expected a real matrix")
+            got = f"shape {tuple(weight.shape)} and {weight.dtype}"
+            raise TypeError(f"{what}: cannot factor a tensor of {got}, expected a real matrix")
         if weight.is_meta:
             raise ValueError(f"{what}: the weight is on the meta device and has no values to factor")
         with torch.no_grad():

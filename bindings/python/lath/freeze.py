@@ -16,8 +16,8 @@ def freeze(model: Module) -> list[str]:
     """Call ``freeze()`` on every low-rank layer; the names of those that keep a merged weight.
 
     Those are the layers whose rank is so high that the dense product is cheaper. Their merged copy serves calls without
-    gradients until ``train()``, ``load_state_dict`` or ``to`` drops it. Writes to a weight through ``.data`` or a numpy view
-    after freezing go unseen: freeze again.
+    gradients until ``train()``, ``load_state_dict`` or ``to`` drops it. Writes to a weight through ``.data`` or a numpy
+    view after freezing go unseen: freeze again.
     """
     return [name for name, layer in _layers(model) if layer.freeze()]
 

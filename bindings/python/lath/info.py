@@ -29,8 +29,8 @@ class Info:
         lines = [f"{name + ':':10} {value}" for name, value in vars(self).items()]
         lines += [
             "",
-            "To report a bug, open an issue with this text, the full error message, and the shortest script that shows the",
-            "fault. If results differ from torch, say whether LATH_ISA=generic changes them.",
+            "To report a bug, open an issue with this text, the full error message, and the shortest script that shows",
+            "it. If results differ from those of torch, say whether LATH_ISA=generic changes them.",
         ]
         return "\n".join(lines)
 

@@ -42,6 +42,9 @@ _linear = torch.ops.lath.linear.default
 _lowrank_linear = torch.ops.lath.lowrank_linear.default
 _lowrank_linear_plan = torch.ops.lath.lowrank_linear_plan.default
 
+# Inside torch.vmap a tensor hides whether the one it wraps requires a gradient, so there the answer is yes.
+_in_functorch = torch._C._are_functorch_transforms_active
+
 # Stands for an absent bias, of any dtype, in eager calls on the CPU.
 _ABSENT = torch.empty(0, device="cpu")
 
@@ -98,20 +101,23 @@ def lowrank_linear(
         raise ValueError(f"lath.lowrank_linear: association is {association!r}, expected one of {ASSOCIATIONS}")
     if not isinstance(x, Tensor):
         raise TypeError(f"lath.lowrank_linear: x is {type(x).__name__}, expected torch.Tensor")
-    if torch.is_autocast_enabled(x.device.type):
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         x, weight_v, weight_u, bias, inner_bias = _autocast("lowrank_linear", x, weight_v, weight_u, bias, inner_bias)
-    if _forward_ad._current_level >= 0:
+    if _forward_ad._current_level >= 0 or _in_traced_functorch():
         return _composite_lowrank_linear(x, weight_v, weight_u, bias, inner_bias)
     if bias is None:
         bias = _absent(x)
     if inner_bias is None:
         inner_bias = _absent(x)
-    if torch.is_grad_enabled() and (
-        weight_v.requires_grad
-        or x.requires_grad
-        or weight_u.requires_grad
-        or bias.requires_grad
-        or inner_bias.requires_grad
+    if _in_functorch() or (
+        torch.is_grad_enabled()
+        and (
+            weight_v.requires_grad
+            or x.requires_grad
+            or weight_u.requires_grad
+            or bias.requires_grad
+            or inner_bias.requires_grad
+        )
     ):
         save, code = _training_plan(x, weight_v, weight_u, code)
         return _autograd.lowrank_linear(x, weight_v, weight_u, bias, inner_bias, save, code)
@@ -135,13 +141,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"lath.linear: x is {type(x).__name__}, expected torch.Tensor")
-    if torch.is_autocast_enabled(x.device.type):
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         x, weight, bias = _autocast("linear", x, weight, bias)
-    if _forward_ad._current_level >= 0:
+    if _forward_ad._current_level >= 0 or _in_traced_functorch():
         return torch.nn.functional.linear(x, weight, bias)
     if bias is None:
         bias = _absent(x)
-    if torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad or bias.requires_grad):
+    if _in_functorch() or (torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad or bias.requires_grad)):
         return _autograd.LinearFunction.apply(x, weight, bias)
     return _linear(x, weight, bias)
 
@@ -149,8 +155,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def frobenius_decay(weight_v: Tensor, weight_u: Tensor) -> Tensor:
     """``|| weight_u weight_v ||_F^2`` as a scalar tensor, from the Gram matrices of the factors.
 
-    ``|| U V ||_F^2 = < U^T U, V V^T >`` costs rank^2 (in + out) multiply-adds and forms no (out, in) matrix. The gradients
-    are ``2 U (V V^T)`` and ``2 (U^T U) V``.
+    ``|| U V ||_F^2 = < U^T U, V V^T >`` costs rank^2 (in + out) multiply-adds and forms no (out, in) matrix. The
+    gradients are ``2 U (V V^T)`` and ``2 (U^T U) V``.
 
     Args:
         weight_v: (rank, in_features).
@@ -159,7 +165,7 @@ def frobenius_decay(weight_v: Tensor, weight_u: Tensor) -> Tensor:
     Returns:
         A scalar in float32, or in float64 for float64 factors.
     """
-    if _forward_ad._current_level >= 0:
+    if _forward_ad._current_level >= 0 or _in_traced_functorch():
         return ((weight_v @ weight_v.mT) * (weight_u.mT @ weight_u)).sum()
     return _autograd.FrobeniusDecayFunction.apply(weight_v, weight_u)[0]
 
@@ -198,8 +204,8 @@ def _cached_plan(rows: int, in_features: int, rank: int, out_features: int, code
 def _training_plan(x: Tensor, weight_v: Tensor, weight_u: Tensor, code: int) -> tuple[bool, int]:
     """Whether forward keeps the intermediate, and the association that forward and backward share.
 
-    Keeping the intermediate settles for "factored". While a graph is traced, where the number of rows may be symbolic, the
-    rank alone decides; above break-even nothing is kept and the planner chooses inside the operators.
+    Keeping the intermediate settles for "factored". While a graph is traced, where the number of rows may be symbolic,
+    the rank alone decides; above break-even nothing is kept and the planner chooses inside the operators.
     """
     if x.dim() == 0 or weight_v.dim() != 2 or weight_u.dim() != 2 or weight_v.shape[0] == 0:
         return False, code  # the operator is about to say what is wrong
@@ -210,6 +216,11 @@ def _training_plan(x: Tensor, weight_v: Tensor, weight_u: Tensor, code: int) -> 
     plan = _cached_plan(*extents, code, False)
     factored = plan.association == "factored"
     return factored and plan.save_intermediate and weight_u.requires_grad, _ASSOCIATION_CODE[plan.association]
+
+
+def _in_traced_functorch() -> bool:
+    """Inside torch.func inside torch.compile, where torch knows no batching rule of an autograd.Function."""
+    return torch.compiler.is_compiling() and _in_functorch()
 
 
 def _absent(x: Tensor) -> Tensor:
@@ -239,5 +250,5 @@ def _autocast(operator: str, x: Tensor, *others: Tensor | None) -> tuple[Tensor 
 def _composite_lowrank_linear(
     x: Tensor, weight_v: Tensor, weight_u: Tensor, bias: Tensor | None, inner_bias: Tensor | None
 ) -> Tensor:
-    """The same function in torch operators, which know forward-mode derivatives."""
+    """The same function in torch operators, for forward-mode derivatives and for torch.func inside torch.compile."""
     return torch.nn.functional.linear(torch.nn.functional.linear(x, weight_v, inner_bias), weight_u, bias)

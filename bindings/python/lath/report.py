@@ -106,12 +106,28 @@ class Report:
         }
 
     def __str__(self) -> str:
-        head = ("layer", "kind", "in", "out", "rank", "even", "parameters", "dense", "MACs", "dense", "KiB", "kernel", "note")
+        head = (
+            "layer",
+            "kind",
+            "in",
+            "out",
+            "rank",
+            "even",
+            "parameters",
+            "dense",
+            "MACs",
+            "dense",
+            "KiB",
+            "kernel",
+            "note",
+        )
         table = [head, *(_cells(row) for row in self.rows)]
         widths = [max(len(line[i]) for line in table) for i in range(len(head))]
         left = {0, 1, 11, 12}
         lines = [
-            "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
+            "  ".join(
+                c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
             for line in table
         ]
         lines.insert(1, "-" * max(map(len, lines)))
@@ -149,9 +165,9 @@ def report(model: nn.Module, example_inputs: Any = None) -> Report:
 
     Args:
         model: any module.
-        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. The model is run on them once, in
-            evaluation mode and without gradients, to learn the number of rows of each layer; its training flags are put
-            back. Without inputs the multiply-adds are for one row and no kernel is planned.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. The model is run on them once,
+            in evaluation mode and without gradients, to learn the number of rows of each layer; its training flags are
+            put back. Without inputs the multiply-adds are for one row and no kernel is planned.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -161,7 +177,8 @@ def report(model: nn.Module, example_inputs: Any = None) -> Report:
     sites = survey(model)
     shapes = None if example_inputs is None else _input_shapes(model, [s.module for s in sites], example_inputs)
     rows = [
-        describe(site.name, site.module, None if shapes is None else shapes[id(site.module)], site.reason) for site in sites
+        describe(site.name, site.module, None if shapes is None else shapes[id(site.module)], site.reason)
+        for site in sites
     ]
     return Report(rows, model)
 

@@ -12,7 +12,7 @@ from .factor import Decomposition, check_rank
 # Every formula truncates or rounds a product of doubles, in this order of operations: int(100 * 0.29) is 28.
 RANK_RULES: dict[str, Callable[[int, int, float], int]] = {
     "min": lambda in_features, out_features, ratio: int(min(in_features, out_features) * ratio),
-    "round": lambda in_features, out_features, ratio: int(round(ratio * min(out_features, in_features))),
+    "round": lambda in_features, out_features, ratio: round(ratio * min(out_features, in_features)),
     "in": lambda in_features, out_features, ratio: int(in_features * ratio),
     "out": lambda in_features, out_features, ratio: int(out_features * ratio),
 }
@@ -93,8 +93,8 @@ class LowRank:
             rank = RANK_RULES[self.rule](in_features, out_features, self.ratio)
             if rank < 1:
                 raise ValueError(
-                    f"layer {name!r} ({in_features} to {out_features}): ratio {self.ratio} with rule {self.rule!r} gives "
-                    "rank 0; raise the ratio or exclude the layer"
+                    f"layer {name!r} ({in_features} to {out_features}): ratio {self.ratio} with rule {self.rule!r} "
+                    "gives rank 0; raise the ratio or exclude the layer"
                 )
         elif self.energy is not None:
             rank = decompose().rank_for_energy(self.energy)

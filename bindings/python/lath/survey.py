@@ -40,13 +40,13 @@ class Site:
 def survey(model: nn.Module) -> list[Site]:
     """Every ``nn.Linear`` (subclasses too) and ``LowRankLinear`` below ``model``, each module once, in model order."""
     sites: dict[int, Site] = {}
-    for parent_name, parent in model.named_modules():
-        for key, child in parent._modules.items():
-            if not isinstance(child, (nn.Linear, LowRankLinear)):
-                continue
-            site = sites.setdefault(id(child), Site(child))
-            site.names.append(f"{parent_name}.{key}" if parent_name else key)
-            site.places.append((parent, key))
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, module in modules.items():
+        if name and isinstance(module, (nn.Linear, LowRankLinear)):
+            parent, _, key = name.rpartition(".")
+            site = sites.setdefault(id(module), Site(module))
+            site.names.append(name)
+            site.places.append((modules[parent], key))
     owners = _owners(model)
     for site in sites.values():
         if isinstance(site.module, nn.Linear):

@@ -26,8 +26,8 @@ class LowRankLinear(Module):
 
     .. math:: y = (x V^T + b_1) U^T + b_2
 
-    A row costs ``rank * (in_features + out_features)`` multiply-adds instead of ``in_features * out_features``. Above the
-    rank where that is no gain the factors are multiplied first, so that the layer stays close to the dense one; the
+    A row costs ``rank * (in_features + out_features)`` multiply-adds instead of ``in_features * out_features``. Above
+    the rank where that is no gain the factors are multiplied first, so that the layer stays close to the dense one; the
     function and its gradients are the same.
 
     Args:
@@ -48,14 +48,13 @@ class LowRankLinear(Module):
         bias: (out_features), or None.
 
     No packed copy of a weight is kept, so every way of writing to one is seen by the next call; :meth:`freeze` is the
-    explicit exception. ``load_state_dict`` also takes a dense ``weight``, which it factors to the rank of the layer, and
-    the names ``linear.0.weight`` and ``linear.1.weight`` of a ``Sequential`` of two ``nn.Linear``.
+    explicit exception. ``load_state_dict`` also takes a dense ``weight``, which it factors to the rank of the layer,
+    and the names ``linear.0.weight`` and ``linear.1.weight`` of a ``Sequential`` of two ``nn.Linear``.
 
-    The layer as two factors trained from scratch: Khodak et al., "Initialization and Regularization of Factorized Neural
-    Layers", ICLR 2021.
+    The layer as two factors trained from scratch: Khodak et al., "Initialization and Regularization of Factorized
+    Neural Layers", ICLR 2021.
     """
 
-    __constants__ = ["in_features", "out_features", "rank"]
     in_features: int
     out_features: int
     rank: int
@@ -72,7 +71,8 @@ class LowRankLinear(Module):
     ) -> None:
         super().__init__()
         if in_features < 0 or out_features < 0:
-            raise ValueError(f"LowRankLinear: in_features {in_features} and out_features {out_features} must not be negative")
+            sizes = f"in_features {in_features} and out_features {out_features}"
+            raise ValueError(f"LowRankLinear: {sizes} must not be negative")
         self.in_features = in_features
         self.out_features = out_features
         self.rank = check_rank(rank, "LowRankLinear")
@@ -165,9 +165,9 @@ class LowRankLinear(Module):
         return layer.train(module.training)
 
     def to_dense(self) -> Linear:
-        """The ``nn.Linear`` with the same function; its bias is ``bias + weight_u @ inner_bias``. This layer stays as it is.
+        """The ``nn.Linear`` with the same function; its bias is ``bias + weight_u @ inner_bias``.
 
-        ``requires_grad``, training mode, dtype and device are carried over.
+        This layer stays as it is. ``requires_grad``, training mode, dtype and device are carried over.
         """
         has_bias = self.bias is not None or self.inner_bias is not None
         dense = torch.nn.utils.skip_init(
@@ -230,7 +230,7 @@ class LowRankLinear(Module):
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
             return None
         frozen, stamps, weight, bias = self._frozen
-        same = len(parameters) == len(frozen) and all(p is q for p, q in zip(parameters, frozen))
+        same = len(parameters) == len(frozen) and all(p is q for p, q in zip(parameters, frozen, strict=True))
         if not same or stamps != _stamps(parameters):
             return None
         return torch.nn.functional.linear(x, weight, bias)
@@ -262,7 +262,8 @@ class LowRankLinear(Module):
         """Replace the dense weight in ``state_dict`` by factors; an error message if it does not fit."""
         weight, shape = state_dict[f"{prefix}weight"], (self.out_features, self.in_features)
         if tuple(weight.shape) != shape:
-            return f"size mismatch for {prefix}weight: the checkpoint has {tuple(weight.shape)}, the layer needs {shape}."
+            got = tuple(weight.shape)
+            return f"size mismatch for {prefix}weight: the checkpoint has {got}, the layer needs {shape}."
         try:
             weight_v, weight_u = Decomposition.of(weight, f"{prefix}weight").factors(self.rank)
         except (TypeError, ValueError) as error:
@@ -296,7 +297,7 @@ def _stamps(parameters: tuple[Parameter, ...]) -> list[tuple[int, int]]:
 
 
 def _draw(weight: Tensor, bias: Tensor | None, fan_in: int) -> None:
-    """Fill weight, then bias, as nn.Linear does: uniform within 1 / sqrt(fan_in), in the same order of random numbers."""
+    """Fill weight, then bias, as nn.Linear does, in the same order of random numbers: uniform in 1 / sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in) if fan_in > 0 else 0.0
     torch.nn.init.uniform_(weight, -bound, bound)
     if bias is not None:

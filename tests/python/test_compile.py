@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch.compile, torch.export and AOTInductor."""
+
+from __future__ import annotations
+
+import shutil
+
+import lath
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+
+
+def network(inner_bias=False, ratio=0.25):
+    torch.manual_seed(5)
+    net = nn.Sequential(nn.Linear(24, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 8))
+    lath.convert(net, lath.LowRank(ratio=ratio, inner_bias=inner_bias))
+    return net
+
+
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("c++", "g++", "clang++")), reason="inductor needs a C++ compiler"
+)
+
+
+def compare_training(net, compiled, x):
+    results = []
+    for function in (net, compiled):
+        net.zero_grad()
+        loss = function(x).square().mean() + 0.01 * lath.frobenius_decay(net)
+        loss.backward()
+        results.append([loss.detach(), *(p.grad.clone() for p in net.parameters())])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("inner_bias", [False, True])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
+def test_training_and_inference_without_breaks(inner_bias, backend):
+    net = network(inner_bias)
+    compiled = torch.compile(net, fullgraph=True, backend=backend)
+    compare_training(net, compiled, torch.randn(6, 24))
+    x = torch.randn(6, 24)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            torch.testing.assert_close(compiled(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_loss_term_is_traced_too():
+    net = network()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def loss(x):
+        return net(x).square().mean() + lath.frobenius_decay(net) + lath.kronecker_decay(net) + lath.l2_decay(net)
+
+    x = torch.randn(6, 24)
+    loss(x).backward()
+    got = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    (
+        net(x).square().mean() + sum(d(net) for d in (lath.frobenius_decay, lath.kronecker_decay, lath.l2_decay))
+    ).backward()
+    torch.testing.assert_close(got, [p.grad for p in net.parameters()], rtol=1e-4, atol=1e-5)
+
+
+def test_one_graph_for_every_number_of_rows():
+    net = network()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(net, fullgraph=True, dynamic=True, backend=counter)
+    for rows in (3, 5, 17, 64):
+        compare_training(net, compiled, torch.randn(rows, 24))
+    assert counter.frame_count == 1
+
+
+def test_backward_of_a_compiled_graph_uses_the_operator():
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(str(graph.code))
+        return graph
+
+    net = network()
+    backend = torch._dynamo.backends.common.aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    torch.compile(net, fullgraph=True, backend=backend)(torch.randn(6, 24)).sum().backward()
+    forward, backward = graphs
+    assert forward.count("lath.lowrank_linear_forward") == 3
+    assert backward.count("lath.lowrank_linear_backward") == 3
+
+
+def test_rank_above_break_even_keeps_nothing():
+    layer = lath.nn.LowRankLinear(16, 16, 12)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(5, 16)
+    compiled(x).square().sum().backward()
+    got = [p.grad.clone() for p in layer.parameters()]
+    layer.zero_grad()
+    layer(x).square().sum().backward()
+    torch.testing.assert_close(got, [p.grad for p in layer.parameters()], rtol=1e-4, atol=1e-4)
+
+
+def test_autocast():
+    net = network()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    x = torch.randn(6, 24)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = compiled(x)
+        assert y.dtype == torch.bfloat16
+        torch.testing.assert_close(y, net(x), rtol=0.05, atol=0.05)
+    y.float().sum().backward()
+    assert net[0].weight_v.grad.dtype == torch.float32
+
+
+def test_func_transforms_inside_a_graph():
+    weights = [torch.randn(n) for n in ((4, 24), (8, 4))]
+
+    def per_sample(x):
+        return torch.func.vmap(lambda row: lath.ops.lowrank_linear(row, *weights))(x)
+
+    x = torch.randn(3, 24)
+    torch.testing.assert_close(torch.compile(per_sample, fullgraph=True, backend="aot_eager")(x), per_sample(x))
+
+
+def test_frozen_layers():
+    net = network(ratio=0.25).eval()
+    net[0] = lath.nn.LowRankLinear(24, 32, 24).eval()
+    assert lath.freeze(net) == ["0"]
+    x = torch.randn(6, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            torch.compile(net, fullgraph=True, backend="aot_eager")(x), net(x), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_export_keeps_the_operator():
+    net = network(inner_bias=True).eval()
+    rows = torch.export.Dim("rows", min=1, max=512)
+    with torch.no_grad():
+        program = torch.export.export(net, (torch.randn(4, 24),), dynamic_shapes=({0: rows},))
+    targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert targets.count(torch.ops.lath.lowrank_linear.default) == 3
+    for n in (1, 9, 300):
+        x = torch.randn(n, 24)
+        torch.testing.assert_close(program.module()(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_exported_program_is_saved_and_loaded(tmp_path):
+    net = network().eval()
+    x = torch.randn(4, 24)
+    with torch.no_grad():
+        torch.export.save(torch.export.export(net, (x,)), tmp_path / "net.pt2")
+    loaded = torch.export.load(tmp_path / "net.pt2").module()
+    torch.testing.assert_close(loaded(x), net(x))
+
+
+@needs_compiler
+def test_aot_inductor_package(tmp_path):
+    net = network().eval()
+    x = torch.randn(4, 24)
+    with torch.no_grad():
+        program = torch.export.export(net, (x,))
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "net.pt2"))
+        torch.testing.assert_close(torch._inductor.aoti_load_package(package)(x), net(x), rtol=1e-4, atol=1e-5)

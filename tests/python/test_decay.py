@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decay terms: values and gradients against the product, invariants, and the step without a loss term."""
+
+from __future__ import annotations
+
+import lath
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+DECAYS = (lath.frobenius_decay, lath.kronecker_decay, lath.l2_decay)
+DIRECT = {
+    lath.frobenius_decay: lambda v, u: (u @ v).square().sum(),
+    lath.kronecker_decay: lambda v, u: u.square().sum() * v.square().sum(),
+    lath.l2_decay: lambda v, u: u.square().sum() + v.square().sum(),
+}
+
+
+def model(dtype=torch.float64, n=9, m=7, r=3):
+    return nn.Sequential(
+        lath.nn.LowRankLinear(n, m, r, dtype=dtype),
+        nn.Linear(m, m, dtype=dtype),
+        lath.nn.LowRankLinear(m, n, 1, dtype=dtype),
+    )
+
+
+def factors(net):
+    return [(m.weight_v, m.weight_u) for m in net if isinstance(m, lath.nn.LowRankLinear)]
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize(("convention", "scale"), [("reference", 1.0), ("half", 0.5)])
+def test_value_and_gradient_against_the_formula(decay, convention, scale):
+    net = model()
+    expected = scale * sum(DIRECT[decay](v, u) for v, u in factors(net))
+    leaves = [t for pair in factors(net) for t in pair]
+    expected_grads = torch.autograd.grad(expected, leaves)
+    value = decay(net, convention)
+    assert value.shape == ()
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(torch.autograd.grad(value, leaves), expected_grads)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20))
+def test_gram_value_in_float32(n, m, r):
+    layer = lath.nn.LowRankLinear(n, m, r, bias=False)
+    expected = (layer.weight_u.double() @ layer.weight_v.double()).square().sum()
+    size = (layer.weight_u.double().abs() @ layer.weight_v.double().abs()).square().sum()
+    assert abs(lath.frobenius_decay(layer).double() - expected) <= 1e-5 * size
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 6))
+def test_order_of_the_terms(n, m, r):
+    net = nn.Sequential(lath.nn.LowRankLinear(n, m, r, dtype=torch.float64))
+    frobenius, kronecker, l2 = (decay(net).item() for decay in DECAYS)
+    assert 0 <= frobenius <= kronecker * (1 + 1e-12)
+    assert l2 * (1 + 1e-12) >= 2 * kronecker**0.5
+
+
+def test_only_frobenius_decay_is_gauge_invariant():
+    net = nn.Sequential(lath.nn.LowRankLinear(9, 7, 3, dtype=torch.float64))
+    before = [decay(net) for decay in DECAYS]
+    gauge = torch.randn(3, 3, dtype=torch.float64) + 3 * torch.eye(3)
+    with torch.no_grad():
+        net[0].weight_u.copy_(net[0].weight_u @ gauge)
+        net[0].weight_v.copy_(torch.linalg.solve(gauge, net[0].weight_v))
+    after = [decay(net) for decay in DECAYS]
+    torch.testing.assert_close(after[0], before[0])
+    assert not torch.isclose(after[1], before[1])
+    assert not torch.isclose(after[2], before[2])
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_zero_factors(decay, dtype):
+    net = model(dtype)
+    with torch.no_grad():
+        for pair in factors(net):
+            for t in pair:
+                t.zero_()
+    value = decay(net)
+    value.backward()
+    assert value.item() == 0
+    assert all(t.grad.count_nonzero() == 0 for pair in factors(net) for t in pair)
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_bfloat16_sums_in_float32(decay):
+    layer = lath.nn.LowRankLinear(300, 300, 4, dtype=torch.bfloat16)
+    value = decay(nn.Sequential(layer))
+    assert value.dtype == torch.float32
+    wide = DIRECT[decay](layer.weight_v.double(), layer.weight_u.double())
+    torch.testing.assert_close(value.double(), wide, rtol=1e-4, atol=0)
+    value.backward()
+    assert layer.weight_v.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_model_without_low_rank_layers(decay):
+    assert decay(nn.Linear(3, 3)).item() == 0
+    assert decay(nn.Module()).item() == 0
+
+
+def test_shared_layer_counts_once():
+    layer = lath.nn.LowRankLinear(6, 6, 2)
+    torch.testing.assert_close(lath.frobenius_decay(nn.Sequential(layer, layer)), lath.frobenius_decay(layer))
+
+
+@pytest.mark.parametrize("decay", [*DECAYS, lambda net, c: lath.FrobeniusDecay(net, 0.1, c)])
+def test_unknown_convention(decay):
+    with pytest.raises(ValueError, match="convention is 'double'"):
+        decay(model(), "double")
+
+
+# ---- FrobeniusDecay -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("convention", ["half", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_step_adds_the_gradient_of_the_term(convention, dtype):
+    net = model(dtype)
+    x = torch.randn(4, 9, dtype=dtype)
+    (net(x).square().sum() + 0.3 * lath.frobenius_decay(net, convention)).backward()
+    expected = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    net(x).square().sum().backward()
+    lath.FrobeniusDecay(net, 0.3, convention).step()
+    torch.testing.assert_close([p.grad for p in net.parameters()], expected)
+
+
+def test_step_without_a_gradient_so_far_and_with_frozen_factors():
+    net = model()
+    net[0].weight_v.requires_grad_(False)
+    net[2].requires_grad_(False)
+    lath.FrobeniusDecay(net, 0.5).step()
+    (v, u), last = factors(net)[0], factors(net)[1]
+    torch.testing.assert_close(u.grad, 0.5 * u.detach() @ v @ v.T)
+    assert v.grad is None
+    assert last[0].grad is None
+    assert net[0].bias.grad is None
+
+
+def test_step_sees_layers_converted_later():
+    net = nn.Sequential(nn.Linear(20, 20))
+    decay = lath.FrobeniusDecay(net, 0.5)
+    lath.convert(net, lath.LowRank(rank=2))
+    decay.step()
+    assert net[0].weight_v.grad is not None
+
+
+@pytest.mark.parametrize("coefficient", [-1.0, float("nan"), float("inf")])
+def test_bad_coefficient(coefficient):
+    with pytest.raises(ValueError, match="coefficient is"):
+        lath.FrobeniusDecay(model(), coefficient)
