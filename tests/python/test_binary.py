@@ -102,6 +102,14 @@ def test_no_executable_stack_and_no_text_relocations():
     assert dynamic_section("TEXTREL") == []
 
 
+def test_build_uses_no_header_of_torch():
+    sources = sorted(p for folder in ("ops", "bindings/torch") for p in (ROOT / folder).rglob("*.[chi]*"))
+    assert SHIM in sources
+    included = {name for p in sources for name in re.findall(r"#\s*include\s*[<\"]([^>\"]+)", p.read_text())}
+    assert "stdint.h" in included
+    assert [name for name in included if name.startswith(("torch/", "ATen/", "c10/"))] == []
+
+
 # ---- our prototypes against torch's headers ------------------------------------------------------------------------
 
 

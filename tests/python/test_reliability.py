@@ -90,6 +90,13 @@ def test_every_operator_has_a_case():
     assert set(CASES) == listed == registered
 
 
+def test_documented_tests_exist():
+    here = Path(__file__).parent
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", (here.parents[1] / "docs" / "reliability.md").read_text())
+    assert len(named) > 50
+    assert [f"{file}::{name}" for file, name in named if f"def {name}(" not in (here / file).read_text()] == []
+
+
 # ---- memory --------------------------------------------------------------------------------------------------------
 
 
