@@ -43,10 +43,6 @@ struct backward {
 
 static int64_t clamp(int64_t value, int64_t low, int64_t high) { return value < low ? low : value > high ? high : value; }
 
-static float *take_sum(struct lath_arena *arena, lath_dtype dtype, void *output, int64_t count) {
-  return !output ? NULL : dtype == LATH_F32 ? output : lath_take(arena, count);
-}
-
 static void take_panels(struct backward *b, struct lath_arena *arena) {
   const struct lath_lowrank_linear *a = b->a;
   b->u_panels = lath_panels_take(b->kernels, arena, a->rank, a->out);
@@ -74,10 +70,10 @@ static struct backward prepare(const struct lath_lowrank_linear *a, const struct
   lath_lowrank_weights_take(&b.weights, a, arena);
   if (!b.few) take_panels(&b, arena);
   take_strip(&b, arena);
-  b.du = take_sum(arena, a->dtype, a->du, a->out * a->rank);
-  b.dv = take_sum(arena, a->dtype, a->dv, a->rank * a->in);
-  b.d_bias = take_sum(arena, a->dtype, a->d_bias, a->out);
-  b.d_inner_bias = take_sum(arena, a->dtype, a->d_inner_bias, a->rank);
+  b.du = lath_lowrank_sum_take(arena, a->dtype, a->du, a->out * a->rank);
+  b.dv = lath_lowrank_sum_take(arena, a->dtype, a->dv, a->rank * a->in);
+  b.d_bias = lath_lowrank_sum_take(arena, a->dtype, a->d_bias, a->out);
+  b.d_inner_bias = lath_lowrank_sum_take(arena, a->dtype, a->d_inner_bias, a->rank);
   const int64_t product = lath_product_scratch(b.kernels), few = b.few ? lath_few_rows_scratch(b.kernels, a->rows, a->in) : 0;
   b.scratch_size = product > few ? product : few;
   b.scratch = lath_take(arena, b.workers * b.scratch_size);

@@ -163,16 +163,12 @@ lath_status lath_lowrank_merged(const struct lath_lowrank_linear *a, const struc
 
 /* ---- backward ----------------------------------------------------------------------------------------------------------------------- */
 
-static float *take_sum(struct lath_arena *arena, lath_dtype dtype, void *output, int64_t count) {
-  return !output ? NULL : dtype == LATH_F32 ? output : lath_take(arena, count);
-}
-
 static struct merged prepare_backward(const struct lath_lowrank_linear *a, const struct lath_host *host,
                                       struct lath_arena *arena) {
   struct merged m = prepare(a, host, arena);
   m.d_bias = lath_take(arena, a->out);
-  m.du = take_sum(arena, a->dtype, a->du, a->out * a->rank);
-  m.dv = take_sum(arena, a->dtype, a->dv, a->rank * a->in);
+  m.du = lath_lowrank_sum_take(arena, a->dtype, a->du, a->out * a->rank);
+  m.dv = lath_lowrank_sum_take(arena, a->dtype, a->dv, a->rank * a->in);
   if (a->du || a->dv) m.dw = lath_take(arena, a->out * a->in);
   if (a->d_inner_bias) m.d_inner = lath_take(arena, a->rank);
   if (a->dtype == LATH_BF16) {
