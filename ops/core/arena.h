@@ -6,26 +6,41 @@
 #ifndef LATH_CORE_ARENA_H
 #define LATH_CORE_ARENA_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "lath.h"
 
 #define LATH_CACHE_LINE 64
+#define LATH_ARENA_OVERFLOW SIZE_MAX
 
 struct lath_arena {
-  char *base; /* NULL while counting */
-  size_t used;
+  char *base;  /* NULL while counting */
+  size_t used; /* LATH_ARENA_OVERFLOW once a size did not fit */
 };
 
 static inline struct lath_arena lath_arena_on(void *workspace) {
-  return (struct lath_arena){(char *)workspace,
-                             workspace ? (size_t)(-(uintptr_t)workspace % LATH_CACHE_LINE) : LATH_CACHE_LINE};
+  return (struct lath_arena){workspace, workspace ? (size_t)(-(uintptr_t)workspace % LATH_CACHE_LINE) : LATH_CACHE_LINE};
 }
 
-/* `count` floats on a cache line of their own; NULL while counting. */
-static inline float *lath_take(struct lath_arena *arena, int64_t count) {
+/* rows * cols floats on cache lines of their own; NULL while counting. */
+static inline float *lath_take(struct lath_arena *arena, int64_t rows, int64_t cols) {
   char *at = arena->base ? arena->base + arena->used : NULL;
-  arena->used += ((size_t)count * sizeof(float) + LATH_CACHE_LINE - 1) / LATH_CACHE_LINE * LATH_CACHE_LINE;
+  size_t bytes;
+  if (__builtin_mul_overflow((size_t)rows, (size_t)cols, &bytes) || __builtin_mul_overflow(bytes, sizeof(float), &bytes) ||
+      __builtin_add_overflow(bytes, LATH_CACHE_LINE - 1, &bytes) ||
+      __builtin_add_overflow(bytes / LATH_CACHE_LINE * LATH_CACHE_LINE, arena->used, &arena->used))
+    arena->used = LATH_ARENA_OVERFLOW;
   return (float *)(void *)at;
+}
+
+/* Room for what `other`, a copy of an earlier state of this arena, has used since: the two share memory one after the other. */
+static inline void lath_arena_cover(struct lath_arena *arena, const struct lath_arena *other) {
+  if (other->used > arena->used) arena->used = other->used;
+}
+
+/* The answer of a query: what was used, but `least` or more. */
+static inline lath_status lath_arena_bytes(const struct lath_arena *arena, size_t least, size_t *bytes) {
+  if (arena->used > PTRDIFF_MAX) return LATH_SIZE_OVERFLOW;
+  *bytes = arena->used > least ? arena->used : least;
+  return LATH_OK;
 }
 
 #endif

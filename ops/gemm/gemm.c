@@ -36,7 +36,7 @@ int64_t lath_panels_count(const struct lath_panels *p) { return ceil_div(p->n, p
 
 struct lath_panels lath_panels_take(const struct lath_kernels *kernels, struct lath_arena *arena, int64_t n, int64_t k) {
   struct lath_panels p = lath_panels_in_place(kernels, n, k, NULL, 0);
-  p.packed = lath_take(arena, lath_panels_count(&p) * p.width * k);
+  p.packed = lath_take(arena, lath_panels_count(&p) * p.width, k);
   return p;
 }
 

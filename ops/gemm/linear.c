@@ -14,10 +14,10 @@ struct buffers {
 static struct buffers prepare(const struct lath_linear *a, const struct lath_host *host, struct lath_arena *arena) {
   struct buffers b = {.gemm = {.m = a->rows, .n = a->out, .k = a->in, .a_order = LATH_A_ROWS, .b_transposed = 1}};
   if (a->dtype == LATH_BF16) {
-    b.x = lath_take(arena, a->rows * a->in);
-    b.w = lath_take(arena, a->out * a->in);
-    b.bias = lath_take(arena, a->out);
-    b.y = lath_take(arena, a->rows * a->out);
+    b.x = lath_take(arena, a->rows, a->in);
+    b.w = lath_take(arena, a->out, a->in);
+    b.bias = lath_take(arena, 1, a->out);
+    b.y = lath_take(arena, a->rows, a->out);
   }
   lath_gemm_take(&b.gemm, host, arena);
   return b;
@@ -28,8 +28,7 @@ lath_status lath_linear_workspace(const struct lath_linear *a, const struct lath
   LATH_TRY(lath_linear_check(a));
   struct lath_arena arena = lath_arena_on(NULL);
   if (a->dtype != LATH_F64) (void)prepare(a, host, &arena);
-  *bytes = arena.used;
-  return LATH_OK;
+  return lath_arena_bytes(&arena, 0, bytes);
 }
 
 lath_status lath_linear(const struct lath_linear *a, const struct lath_host *host) {

@@ -19,7 +19,7 @@ void lath_gemm_take(struct lath_gemm *g, const struct lath_host *host, struct la
     g->panels = lath_panels_take(kernels, arena, g->n, g->k);
     g->scratch_size = lath_product_scratch(kernels);
   }
-  g->scratch = lath_take(arena, g->workers * g->scratch_size);
+  g->scratch = lath_take(arena, g->workers, g->scratch_size);
 }
 
 static void few_rows(void *arg, int64_t begin, int64_t end) {

@@ -52,12 +52,12 @@ static void take_panels(struct backward *b, struct lath_arena *arena) {
 
 static void take_strip(struct backward *b, struct lath_arena *arena) {
   const struct lath_lowrank_linear *a = b->a;
-  if (b->wants_p && !a->p) b->p = lath_take(arena, b->strip * a->rank);
-  if (b->wants_dp) b->dp = lath_take(arena, b->strip * a->rank);
+  if (b->wants_p && !a->p) b->p = lath_take(arena, b->strip, a->rank);
+  if (b->wants_dp) b->dp = lath_take(arena, b->strip, a->rank);
   if (a->dtype == LATH_F32) return;
-  b->x_copy = lath_take(arena, b->strip * a->in);
-  b->dy_copy = lath_take(arena, b->strip * a->out);
-  if (a->dx) b->dx_copy = lath_take(arena, b->strip * a->in);
+  b->x_copy = lath_take(arena, b->strip, a->in);
+  b->dy_copy = lath_take(arena, b->strip, a->out);
+  if (a->dx) b->dx_copy = lath_take(arena, b->strip, a->in);
 }
 
 static struct backward prepare(const struct lath_lowrank_linear *a, const struct lath_host *host, lath_lowrank_kernel kernel,
@@ -76,7 +76,7 @@ static struct backward prepare(const struct lath_lowrank_linear *a, const struct
   b.d_inner_bias = lath_lowrank_sum_take(arena, a->dtype, a->d_inner_bias, a->rank);
   const int64_t product = lath_product_scratch(b.kernels), few = b.few ? lath_few_rows_scratch(b.kernels, a->rows, a->in) : 0;
   b.scratch_size = product > few ? product : few;
-  b.scratch = lath_take(arena, b.workers * b.scratch_size);
+  b.scratch = lath_take(arena, b.workers, b.scratch_size);
   return b;
 }
 
@@ -270,9 +270,7 @@ lath_status lath_lowrank_linear_backward_workspace(const struct lath_lowrank_lin
     lath_lowrank_merged_backward_size(a, host, &arena);
   else if (plan.kernel != LATH_LOWRANK_PLAIN)
     (void)prepare(a, host, plan.kernel, &arena);
-  const size_t least = lath_lowrank_reference_bytes(a);
-  *bytes = arena.used > least ? arena.used : least;
-  return LATH_OK;
+  return lath_arena_bytes(&arena, lath_lowrank_reference_bytes(a), bytes);
 }
 
 lath_status lath_lowrank_linear_backward(const struct lath_lowrank_linear *a, const struct lath_host *host) {

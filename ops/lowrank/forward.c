@@ -28,10 +28,10 @@ struct forward {
 
 static void take_rows(struct forward *f, struct lath_arena *arena, int64_t rows) {
   const struct lath_lowrank_linear *a = f->a;
-  f->p = lath_take(arena, rows * a->rank);
+  f->p = lath_take(arena, rows, a->rank);
   if (a->dtype == LATH_F32) return;
-  f->x = lath_take(arena, rows * a->in);
-  f->y = lath_take(arena, rows * a->out);
+  f->x = lath_take(arena, rows, a->in);
+  f->y = lath_take(arena, rows, a->out);
 }
 
 static struct forward prepare(const struct lath_lowrank_linear *a, const struct lath_host *host, lath_lowrank_kernel kernel,
@@ -50,7 +50,7 @@ static struct forward prepare(const struct lath_lowrank_linear *a, const struct 
     take_rows(&f, arena, f.workers * TILE_ROWS);
     f.scratch_size = lath_product_scratch(f.kernels);
   }
-  f.scratch = lath_take(arena, f.workers * f.scratch_size);
+  f.scratch = lath_take(arena, f.workers, f.scratch_size);
   return f;
 }
 
@@ -164,9 +164,7 @@ lath_status lath_lowrank_linear_workspace(const struct lath_lowrank_linear *a, c
     lath_lowrank_merged_size(a, host, &arena);
   else if (plan.kernel != LATH_LOWRANK_PLAIN)
     (void)prepare(a, host, plan.kernel, &arena);
-  const size_t least = lath_lowrank_reference_bytes(a);
-  *bytes = arena.used > least ? arena.used : least;
-  return LATH_OK;
+  return lath_arena_bytes(&arena, lath_lowrank_reference_bytes(a), bytes);
 }
 
 lath_status lath_lowrank_linear(const struct lath_lowrank_linear *a, const struct lath_host *host) {

@@ -18,12 +18,12 @@ struct frobenius {
 
 static struct frobenius prepare(const struct lath_frobenius *a, struct lath_arena *arena) {
   struct frobenius f = {.a = a, .dv = a->dv, .du = a->du};
-  f.gram = lath_take(arena, a->rank * a->rank);
+  f.gram = lath_take(arena, a->rank, a->rank);
   if (a->dtype == LATH_BF16) {
-    f.v_copy = lath_take(arena, a->rank * a->in);
-    f.u_copy = lath_take(arena, a->out * a->rank);
-    f.dv = lath_take(arena, a->rank * a->in);
-    f.du = lath_take(arena, a->out * a->rank);
+    f.v_copy = lath_take(arena, a->rank, a->in);
+    f.u_copy = lath_take(arena, a->out, a->rank);
+    f.dv = lath_take(arena, a->rank, a->in);
+    f.du = lath_take(arena, a->out, a->rank);
   }
   f.rest = *arena;
   return f;
@@ -93,10 +93,9 @@ lath_status lath_frobenius_workspace(const struct lath_frobenius *a, const struc
   for (int i = 0; i < 4; i++) {
     struct lath_arena one = f.rest;
     lath_gemm_take(&products[i], host, &one);
-    if (one.used > arena.used) arena.used = one.used;
+    lath_arena_cover(&arena, &one);
   }
-  *bytes = arena.used;
-  return LATH_OK;
+  return lath_arena_bytes(&arena, 0, bytes);
 }
 
 static lath_status begin(struct frobenius *f, const struct lath_frobenius *a, const struct lath_host *host, int backward) {

@@ -34,7 +34,7 @@ static lath_status multiply(const struct merged *m, struct lath_gemm gemm) {
 static void reserve(struct merged *m, struct lath_arena *arena, struct lath_gemm gemm) {
   struct lath_arena one = m->rest;
   lath_gemm_take(&gemm, m->host, &one);
-  if (one.used > arena->used) arena->used = one.used;
+  lath_arena_cover(arena, &one);
 }
 
 static struct lath_gemm form_w(const struct merged *m) {
@@ -118,16 +118,16 @@ static struct lath_gemm form_dv(const struct merged *m) {
 static struct merged prepare(const struct lath_lowrank_linear *a, const struct lath_host *host, struct lath_arena *arena) {
   struct merged m = {.a = a, .host = host};
   lath_lowrank_weights_take(&m.weights, a, arena);
-  m.w = lath_take(arena, a->out * a->in);
-  if (a->dtype == LATH_BF16) m.x = lath_take(arena, a->rows * a->in);
+  m.w = lath_take(arena, a->out, a->in);
+  if (a->dtype == LATH_BF16) m.x = lath_take(arena, a->rows, a->in);
   return m;
 }
 
 static struct merged prepare_forward(const struct lath_lowrank_linear *a, const struct lath_host *host,
                                      struct lath_arena *arena) {
   struct merged m = prepare(a, host, arena);
-  m.shift = lath_take(arena, a->out);
-  if (a->dtype == LATH_BF16) m.y = lath_take(arena, a->rows * a->out);
+  m.shift = lath_take(arena, 1, a->out);
+  if (a->dtype == LATH_BF16) m.y = lath_take(arena, a->rows, a->out);
   m.rest = *arena;
   return m;
 }
@@ -166,14 +166,14 @@ lath_status lath_lowrank_merged(const struct lath_lowrank_linear *a, const struc
 static struct merged prepare_backward(const struct lath_lowrank_linear *a, const struct lath_host *host,
                                       struct lath_arena *arena) {
   struct merged m = prepare(a, host, arena);
-  m.d_bias = lath_take(arena, a->out);
+  m.d_bias = lath_take(arena, 1, a->out);
   m.du = lath_lowrank_sum_take(arena, a->dtype, a->du, a->out * a->rank);
   m.dv = lath_lowrank_sum_take(arena, a->dtype, a->dv, a->rank * a->in);
-  if (a->du || a->dv) m.dw = lath_take(arena, a->out * a->in);
-  if (a->d_inner_bias) m.d_inner = lath_take(arena, a->rank);
+  if (a->du || a->dv) m.dw = lath_take(arena, a->out, a->in);
+  if (a->d_inner_bias) m.d_inner = lath_take(arena, 1, a->rank);
   if (a->dtype == LATH_BF16) {
-    m.dy = lath_take(arena, a->rows * a->out);
-    m.dx = a->dx ? lath_take(arena, a->rows * a->in) : NULL;
+    m.dy = lath_take(arena, a->rows, a->out);
+    m.dx = a->dx ? lath_take(arena, a->rows, a->in) : NULL;
   }
   m.rest = *arena;
   return m;

@@ -6,7 +6,7 @@
 void lath_lowrank_weights_take(struct lath_lowrank_weights *w, const struct lath_lowrank_linear *a, struct lath_arena *arena) {
   if (a->dtype == LATH_F32) return;
   const int64_t sizes[4] = {a->rank * a->in, a->out * a->rank, a->out, a->rank};
-  for (int i = 0; i < 4; i++) w->copies[i] = lath_take(arena, sizes[i]);
+  for (int i = 0; i < 4; i++) w->copies[i] = lath_take(arena, 1, sizes[i]);
 }
 
 void lath_lowrank_weights_view(struct lath_lowrank_weights *w, const struct lath_lowrank_linear *a) {
@@ -19,5 +19,5 @@ void lath_lowrank_weights_view(struct lath_lowrank_weights *w, const struct lath
 
 float *lath_lowrank_sum_take(struct lath_arena *arena, lath_dtype dtype, void *output, int64_t count) {
   if (!output || dtype == LATH_F32) return output;
-  return lath_take(arena, count);
+  return lath_take(arena, 1, count);
 }
