@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What users of operator plugins complain about, as tests on the raw operators torch.ops.lath.*.
 
-Memory, layouts, sizes at both ends, threads, bad input. Every operator of bindings/torch/operators.h takes part: CASES
-has an entry for each, and a test says so. docs/reliability.md maps the complaints to the tests.
+Memory, layouts, sizes at both ends, cost, threads. Every operator of bindings/torch/operators.h takes part: CASES has
+an entry for each, and a test says so. docs/reliability.md maps the complaints to the tests; test_bad_input.py has those
+about input that must be refused.
 """
 
 from __future__ import annotations
@@ -15,73 +16,29 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import lath  # noqa: F401  (loads the operators and their shape functions)
 import pytest
 import torch
+from operator_cases import (
+    CASES,
+    IN,
+    NONE,
+    OUT,
+    RANK,
+    ROWS,
+    TENSOR_CASES,
+    argument_name,
+    backward_arguments,
+    call,
+    every_dtype,
+    every_operator,
+    factors,
+    random,
+    sum_dtype,
+)
 from torch import Tensor
 
 OPERATORS_H = Path(__file__).resolve().parents[2] / "bindings" / "torch" / "operators.h"
 MAP_NORESERVE = 0x4000  # of Linux; Python names it from 3.13 on
-NONE = torch.empty(0)
-ROWS, IN, RANK, OUT = 6, 12, 4, 10
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed + sum((i + 1) * n for i, n in enumerate(shape)))
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def factors(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    leading = (2, ROWS // 2)
-    return random(*leading, IN, dtype=dtype), random(RANK, IN, dtype=dtype), random(OUT, RANK, dtype=dtype)
-
-
-def backward_arguments(dtype: torch.dtype) -> list:
-    x, v, u = factors(dtype)
-    inner_bias = random(RANK, dtype=dtype)
-    sums = sum_dtype(dtype)
-    p = (x.reshape(ROWS, IN).to(sums) @ v.to(sums).mT + inner_bias.to(sums)).contiguous()
-    return [random(2, ROWS // 2, OUT, dtype=dtype, seed=1), x, v, u, inner_bias, p, 31, 0]
-
-
-def decay_backward_arguments(dtype: torch.dtype) -> list:
-    _, v, u = factors(dtype)
-    sums = sum_dtype(dtype)
-    wide_v, wide_u = v.to(sums), u.to(sums)
-    return [torch.tensor(0.5, dtype=sums), v, u, wide_v @ wide_v.mT, wide_u.mT @ wide_u]
-
-
-# Name of the operator -> its arguments for a dtype.
-CASES: dict[str, Callable[[torch.dtype], list]] = {
-    "linear": lambda d: [factors(d)[0], random(OUT, IN, dtype=d), random(OUT, dtype=d)],
-    "lowrank_linear": lambda d: [*factors(d), random(OUT, dtype=d), random(RANK, dtype=d), 0],
-    "lowrank_linear_forward": lambda d: [*factors(d), random(OUT, dtype=d), random(RANK, dtype=d), True, 0],
-    "lowrank_linear_backward": backward_arguments,
-    "frobenius_decay": lambda d: list(factors(d)[1:]),
-    "frobenius_decay_backward": decay_backward_arguments,
-    "lowrank_linear_plan": lambda d: [ROWS, IN, RANK, OUT, 0, False],
-    "cpu_isa": lambda d: [],
-}
-TENSOR_CASES = [
-    name for name, arguments in CASES.items() if any(isinstance(a, Tensor) for a in arguments(torch.float32))
-]
-DTYPES = [torch.float32, torch.float64, torch.bfloat16]
-
-every_operator = pytest.mark.parametrize("name", TENSOR_CASES)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-
-
-def call(name: str, arguments: list) -> tuple:
-    results = getattr(torch.ops.lath, name)(*arguments)
-    return results if isinstance(results, tuple) else (results,)
-
-
-def argument_name(name: str, index: int) -> str:
-    return getattr(torch.ops.lath, name).default._schema.arguments[index].name
 
 
 def test_every_operator_has_a_case():
@@ -379,142 +336,7 @@ def test_more_dimensions_than_supported_is_an_error():
         torch.ops.lath.linear(x, torch.zeros(OUT, IN), NONE)
 
 
-# ---- bad input -----------------------------------------------------------------------------------------------------
-
-
-def tensor_indices(name: str) -> list[int]:
-    return [i for i, a in enumerate(CASES[name](torch.float32)) if isinstance(a, Tensor)]
-
-
-EVERY_ARGUMENT = [(name, index) for name in TENSOR_CASES for index in tensor_indices(name)]
-
-
-def arguments_of_dim(least: int):
-    chosen = [(name, index) for name, index in EVERY_ARGUMENT if CASES[name](torch.float32)[index].dim() >= least]
-    ids = [f"{name}-{argument_name(name, index)}" for name, index in chosen]
-    return pytest.mark.parametrize(("name", "index"), chosen, ids=ids)
-
-
-every_argument = arguments_of_dim(0)
-
-
-NOT_STRIDED = "a sparse or otherwise non-strided layout"
-
-
-def assert_refused(name: str, index: int, replacement: Tensor, got: str) -> None:
-    """One error that names the operator, the argument, what came and what was expected."""
-    arguments = CASES[name](torch.float32)
-    arguments[index] = replacement
-    with pytest.raises(RuntimeError) as caught:
-        call(name, arguments)
-    message = str(caught.value)
-    # Where the leading operand changes its dtype or shape, the next one may be the first that does not fit.
-    assert re.match(rf"lath::{name}: \w+: got .*, expected ", message), message
-    assert "\n" not in message
-    if got:
-        assert message.startswith(f"lath::{name}: {argument_name(name, index)}: got {got}"), message
-
-
-@pytest.mark.parametrize(
-    "dtype", [torch.float16, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str
-)
-@every_argument
-def test_wrong_dtype(name, index, dtype):
-    replacement = CASES[name](torch.float32)[index].to(dtype)
-    assert_refused(name, index, replacement, "dtype unknown" if dtype == torch.float8_e4m3fn else f"dtype {dtype}")
-
-
-@every_argument
-def test_mixed_dtypes(name, index):
-    assert_refused(name, index, CASES[name](torch.float32)[index].double(), "")
-
-
-@every_argument
-def test_wrong_number_of_dimensions(name, index):
-    argument = CASES[name](torch.float32)[index]
-    scalar_is_wrong = argument_name(name, index) == "x"  # any other number of dimensions is right
-    assert_refused(name, index, torch.tensor(1.0) if scalar_is_wrong else argument[None, None], "shape (")
-
-
-@arguments_of_dim(1)
-def test_wrong_extent(name, index):
-    argument = CASES[name](torch.float32)[index]
-    any_width = name.startswith("frobenius") and argument_name(name, index) == "weight_v"
-    assert_refused(name, index, torch.cat([argument, argument], 0 if any_width else -1), "")
-
-
-@every_argument
-def test_sparse_tensors(name, index):
-    assert_refused(name, index, CASES[name](torch.float32)[index].to_sparse(), NOT_STRIDED)
-
-
-@arguments_of_dim(2)
-@pytest.mark.filterwarnings("ignore:Sparse CSR")
-def test_compressed_sparse_tensors(name, index):
-    assert_refused(name, index, CASES[name](torch.float32)[index].to_sparse_csr(), NOT_STRIDED)
-
-
-@arguments_of_dim(1)
-def test_mkldnn_tensors(name, index):
-    assert_refused(name, index, CASES[name](torch.float32)[index].to_mkldnn(), NOT_STRIDED)
-
-
-@every_argument
-@pytest.mark.filterwarnings("ignore")
-def test_quantized_tensors(name, index):
-    argument = CASES[name](torch.float32)[index]
-    assert_refused(
-        name, index, torch.quantize_per_tensor(argument, 0.1, 0, torch.qint8), "dtype unknown to lath (quantized"
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "index"),
-    [("lowrank_linear", 1), ("lowrank_linear_forward", 1), ("lowrank_linear_backward", 2), ("frobenius_decay", 0)],
-)
-def test_rank_zero(name, index):
-    arguments = CASES[name](torch.float32)
-    arguments[index], arguments[index + 1] = arguments[index][:0], arguments[index + 1][:, :0]
-    with pytest.raises(RuntimeError, match=f"lath::{name}: weight_v: got rank 0, expected at least 1"):
-        call(name, arguments)
-
-
-@pytest.mark.parametrize(
-    ("name", "index", "value", "message"),
-    [
-        ("lowrank_linear", 5, 3, "association: got 3, expected 0 to 2"),
-        ("lowrank_linear", 5, -1, "association: got -1, expected 0 to 2"),
-        ("lowrank_linear_forward", 6, 3, "association: got 3, expected 0 to 2"),
-        ("lowrank_linear_backward", 6, 32, "mask: got 32, expected 0 to 31"),
-        ("lowrank_linear_backward", 6, -1, "mask: got -1, expected 0 to 31"),
-        ("lowrank_linear_backward", 7, 3, "association: got 3, expected 0 to 2"),
-        ("lowrank_linear_plan", 0, -1, "rows: got -1, expected at least 0"),
-        ("lowrank_linear_plan", 1, -1, "in_features: got -1, expected at least 0"),
-        ("lowrank_linear_plan", 2, 0, "rank: got 0, expected at least 1"),
-        ("lowrank_linear_plan", 3, -1, "out_features: got -1, expected at least 0"),
-        ("lowrank_linear_plan", 4, 3, "association: got 3, expected 0 to 2"),
-    ],
-)
-def test_numbers_out_of_range(name, index, value, message):
-    arguments = CASES[name](torch.float32)
-    arguments[index] = value
-    with pytest.raises(RuntimeError, match=re.escape(f"lath::{name}: {message}")):
-        call(name, arguments)
-
-
-def test_gradient_with_other_leading_dimensions():
-    dy, *others = backward_arguments(torch.float32)
-    with pytest.raises(
-        RuntimeError, match=re.escape("lath::lowrank_linear_backward: dy: got shape (6, 10), expected the leading")
-    ):
-        call("lowrank_linear_backward", [dy.reshape(ROWS, OUT), *others])
-
-
-def test_message_is_the_documented_one():
-    x, _, u = factors(torch.float32)
-    message = "lath::lowrank_linear: weight_v: got shape (3, 4), expected (rank, 12) to match the last dimension of x"
-    with pytest.raises(RuntimeError, match=rf"^{re.escape(message)}$"):
-        torch.ops.lath.lowrank_linear(x, torch.zeros(3, 4), u, NONE, NONE)
+# ---- results that may be absent --------------------------------------------------
 
 
 def test_meta_tensors_give_the_shapes_of_real_tensors():

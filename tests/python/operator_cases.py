@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One valid call of every operator, for the tests that go over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import lath  # noqa: F401  (loads the operators and their shape functions)
+import pytest
+import torch
+from torch import Tensor
+
+NONE = torch.empty(0)
+ROWS, IN, RANK, OUT = 6, 12, 4, 10
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum((i + 1) * n for i, n in enumerate(shape)))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def factors(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    leading = (2, ROWS // 2)
+    return random(*leading, IN, dtype=dtype), random(RANK, IN, dtype=dtype), random(OUT, RANK, dtype=dtype)
+
+
+def backward_arguments(dtype: torch.dtype) -> list:
+    x, v, u = factors(dtype)
+    inner_bias = random(RANK, dtype=dtype)
+    sums = sum_dtype(dtype)
+    p = (x.reshape(ROWS, IN).to(sums) @ v.to(sums).mT + inner_bias.to(sums)).contiguous()
+    return [random(2, ROWS // 2, OUT, dtype=dtype, seed=1), x, v, u, inner_bias, p, 31, 0]
+
+
+def decay_backward_arguments(dtype: torch.dtype) -> list:
+    _, v, u = factors(dtype)
+    sums = sum_dtype(dtype)
+    wide_v, wide_u = v.to(sums), u.to(sums)
+    return [torch.tensor(0.5, dtype=sums), v, u, wide_v @ wide_v.mT, wide_u.mT @ wide_u]
+
+
+# Name of the operator -> its arguments for a dtype.
+CASES: dict[str, Callable[[torch.dtype], list]] = {
+    "linear": lambda d: [factors(d)[0], random(OUT, IN, dtype=d), random(OUT, dtype=d)],
+    "lowrank_linear": lambda d: [*factors(d), random(OUT, dtype=d), random(RANK, dtype=d), 0],
+    "lowrank_linear_forward": lambda d: [*factors(d), random(OUT, dtype=d), random(RANK, dtype=d), True, 0],
+    "lowrank_linear_backward": backward_arguments,
+    "frobenius_decay": lambda d: list(factors(d)[1:]),
+    "frobenius_decay_backward": decay_backward_arguments,
+    "lowrank_linear_plan": lambda d: [ROWS, IN, RANK, OUT, 0, False],
+    "cpu_isa": lambda d: [],
+}
+TENSOR_CASES = [
+    name for name, arguments in CASES.items() if any(isinstance(a, Tensor) for a in arguments(torch.float32))
+]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+
+every_operator = pytest.mark.parametrize("name", TENSOR_CASES)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+
+
+def call(name: str, arguments: list) -> tuple:
+    results = getattr(torch.ops.lath, name)(*arguments)
+    return results if isinstance(results, tuple) else (results,)
+
+
+def argument_name(name: str, index: int) -> str:
+    return getattr(torch.ops.lath, name).default._schema.arguments[index].name
