@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._functorch.aot_autograd import make_boxed_func
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +83,7 @@ def test_backward_of_a_compiled_graph_uses_the_operator():
 
     def keep(graph, _):
         graphs.append(str(graph.code))
-        return graph
+        return make_boxed_func(graph)
 
     net = network()
     backend = torch._dynamo.backends.common.aot_autograd(fw_compiler=keep, bw_compiler=keep)

@@ -153,7 +153,8 @@ def _selector(selection: Selection, what: str) -> Callable[[str, nn.Module], boo
     """One predicate for any form of ``include`` and ``exclude``."""
     if selection is None or callable(selection):
         return selection
-    patterns = [selection] if isinstance(selection, (str, re.Pattern)) else list(selection)
+    several = isinstance(selection, Iterable) and not isinstance(selection, str)
+    patterns = list(selection) if several else [selection]
     for pattern in patterns:
         if not isinstance(pattern, (str, re.Pattern)):
             raise TypeError(

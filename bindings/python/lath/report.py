@@ -25,7 +25,7 @@ class LayerReport:
     Attributes:
         name: qualified name, the first one if the module is shared.
         kind: class of the module.
-        in_features, out_features: sizes; None before a lazy module has been called.
+        in_features, out_features: sizes; a lazy module has 0 before its first call.
         rank: None for a dense layer.
         break_even: the largest rank at which factors cost less than the dense weight.
         parameters, dense_parameters: numbers now, and in the dense layer of the same function.
@@ -39,10 +39,10 @@ class LayerReport:
 
     name: str
     kind: str
-    in_features: int | None
-    out_features: int | None
+    in_features: int
+    out_features: int
     rank: int | None
-    break_even: int | None
+    break_even: int
     parameters: int
     dense_parameters: int
     bytes: int
@@ -190,41 +190,45 @@ def describe(
     reason: str | None = None,
 ) -> LayerReport:
     """The entry of one layer; ``input_shapes`` has one shape per call, or is None if the model was not run."""
+    in_features, out_features = module.in_features, module.out_features
     parameters = _initialized(module)
     count, size = sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
-    lowrank = isinstance(module, LowRankLinear)
-    in_features, out_features = module.in_features, module.out_features
     dense_count, dense_size = count, size
-    if lowrank:
+    if isinstance(module, LowRankLinear):
         has_bias = module.bias is not None or module.inner_bias is not None
         dense_count = out_features * (in_features + has_bias)
         dense_size = dense_count * module.weight_v.element_size()
-    calls = [torch.Size(shape[:-1]).numel() for shape in input_shapes] if input_shapes is not None else [1]
-    dense_macs = sum(calls) * in_features * out_features
-    macs, kernel = dense_macs, "dense"
-    if lowrank:
-        plans = [ops.lowrank_linear_plan(n, in_features, module.rank, out_features) for n in calls]
-        macs, kernel = sum(plan.macs for plan in plans), plans[0].kernel if plans else None
-        if input_shapes is None:
-            macs = min(module.rank * (in_features + out_features), dense_macs)
+    calls = None if input_shapes is None else [torch.Size(shape[:-1]).numel() for shape in input_shapes]
+    macs, kernel = _work(module, calls)
     return LayerReport(
         name=name,
         kind=type(module).__name__,
         in_features=in_features,
         out_features=out_features,
-        rank=module.rank if lowrank else None,
+        rank=module.rank if isinstance(module, LowRankLinear) else None,
         break_even=break_even_rank(in_features, out_features),
         parameters=count,
         dense_parameters=dense_count,
         bytes=size,
         dense_bytes=dense_size,
-        rows=None if input_shapes is None else sum(calls),
+        rows=None if calls is None else sum(calls),
         input_shape=input_shapes[0] if input_shapes else None,
         macs=macs,
-        dense_macs=dense_macs,
-        kernel=None if not input_shapes else kernel,
+        dense_macs=(1 if calls is None else sum(calls)) * in_features * out_features,
+        kernel=kernel,
         reason=reason,
     )
+
+
+def _work(module: nn.Module, calls: list[int] | None) -> tuple[int, str | None]:
+    """Multiply-adds over calls of so many rows each, or of one row; kernel of the first call, if there was one."""
+    dense = module.in_features * module.out_features
+    if not isinstance(module, LowRankLinear):
+        return (dense, None) if calls is None else (sum(calls) * dense, "dense" if calls else None)
+    if calls is None:
+        return min(module.rank * (module.in_features + module.out_features), dense), None
+    plans = [ops.lowrank_linear_plan(n, module.in_features, module.rank, module.out_features) for n in calls]
+    return sum(plan.macs for plan in plans), plans[0].kernel if plans else None
 
 
 def _initialized(module: nn.Module) -> list[nn.Parameter]:
