@@ -14,16 +14,16 @@ Values Draw(Numbers numbers, uint32_t seed, int64_t count) {
 }
 
 // All rows are equal where the layout repeats the first one, and the fill order does not matter then.
-void FillWith(Operand* operand, Numbers numbers, uint32_t seed) {
+void FillWith(Operand *operand, Numbers numbers, uint32_t seed) {
   operand->Fill(Draw(numbers, seed, operand->rows() * operand->cols()));
 }
 
-} // namespace
+}  // namespace
 
 lath_dtype AccumulatorType(lath_dtype dtype) { return dtype == LATH_F64 ? LATH_F64 : LATH_F32; }
 
-std::string Describe(lath_dtype dtype, const LowrankShape& shape) {
-  static const char* const kNames[] = {"f32", "f64", "bf16"};
+std::string Describe(lath_dtype dtype, const LowrankShape &shape) {
+  static const char *const kNames[] = {"f32", "f64", "bf16"};
   return std::string(kNames[dtype]) + " rows " + std::to_string(shape.rows) + " in " + std::to_string(shape.in) + " rank " +
          std::to_string(shape.rank) + " out " + std::to_string(shape.out);
 }
@@ -38,7 +38,7 @@ LinearInputs::LinearInputs(lath_dtype type, int64_t rows, int64_t in, int64_t ou
   FillWith(&bias, numbers, seed + 2);
 }
 
-LinearArgs Arguments(const LinearInputs& inputs) {
+LinearArgs Arguments(const LinearInputs &inputs) {
   LinearArgs args = {};
   args.dtype = inputs.dtype;
   args.rows = inputs.x.rows();
@@ -52,7 +52,7 @@ LinearArgs Arguments(const LinearInputs& inputs) {
   return args;
 }
 
-LinearRun RunLinear(const LinearInputs& inputs, const CallOptions& options) {
+LinearRun RunLinear(const LinearInputs &inputs, const CallOptions &options) {
   LinearRun run = {LATH_OK, true, Operand(inputs.dtype, inputs.x.rows(), inputs.w.rows(), options.output)};
   LinearArgs args = Arguments(inputs);
   args.y = run.y.data();
@@ -66,7 +66,7 @@ LinearRun RunLinear(const LinearInputs& inputs, const CallOptions& options) {
   return run;
 }
 
-LowrankOracle OracleOf(const LinearInputs& inputs) {
+LowrankOracle OracleOf(const LinearInputs &inputs) {
   LowrankOracle oracle;
   oracle.shape = {inputs.x.rows(), inputs.x.cols(), inputs.w.rows(), 0};
   oracle.x = inputs.x.Read();
@@ -78,7 +78,7 @@ LowrankOracle OracleOf(const LinearInputs& inputs) {
 // ---- low-rank linear ----------------------------------------------------------------------------------------------------
 
 LowrankInputs::LowrankInputs(lath_dtype type, LowrankShape extents, bool with_inner_bias, bool with_bias, Numbers numbers,
-                             uint32_t seed, const Layouts& layouts)
+                             uint32_t seed, const Layouts &layouts)
     : dtype(type),
       shape(extents),
       has_inner_bias(with_inner_bias),
@@ -89,10 +89,10 @@ LowrankInputs::LowrankInputs(lath_dtype type, LowrankShape extents, bool with_in
       inner_bias(type, 1, shape.rank, layouts.biases),
       bias(type, 1, shape.out, layouts.biases),
       dy(type, shape.rows, shape.out, layouts.dy) {
-  for (Operand* operand : {&x, &v, &u, &inner_bias, &bias, &dy}) FillWith(operand, numbers, seed++);
+  for (Operand *operand : {&x, &v, &u, &inner_bias, &bias, &dy}) FillWith(operand, numbers, seed++);
 }
 
-LowrankOracle OracleOf(const LowrankInputs& inputs) {
+LowrankOracle OracleOf(const LowrankInputs &inputs) {
   return {inputs.shape,
           inputs.x.Read(),
           inputs.v.Read(),
@@ -102,7 +102,7 @@ LowrankOracle OracleOf(const LowrankInputs& inputs) {
           inputs.dy.Read()};
 }
 
-LowrankArgs Arguments(const LowrankInputs& inputs) {
+LowrankArgs Arguments(const LowrankInputs &inputs) {
   LowrankArgs args = {};
   args.dtype = inputs.dtype;
   args.rows = inputs.shape.rows;
@@ -120,8 +120,8 @@ LowrankArgs Arguments(const LowrankInputs& inputs) {
   return args;
 }
 
-ForwardRun RunForward(const LowrankInputs& inputs, const CallOptions& options, bool with_p) {
-  const LowrankShape& shape = inputs.shape;
+ForwardRun RunForward(const LowrankInputs &inputs, const CallOptions &options, bool with_p) {
+  const LowrankShape &shape = inputs.shape;
   ForwardRun run = {LATH_OK, true, Operand(inputs.dtype, shape.rows, shape.out, options.output),
                     Operand(AccumulatorType(inputs.dtype), shape.rows, shape.rank, options.contiguous)};
   LowrankArgs args = Arguments(inputs);
@@ -138,8 +138,8 @@ ForwardRun RunForward(const LowrankInputs& inputs, const CallOptions& options, b
   return run;
 }
 
-BackwardRun RunBackward(const LowrankInputs& inputs, const CallOptions& options, unsigned gradients, const Operand* p) {
-  const LowrankShape& shape = inputs.shape;
+BackwardRun RunBackward(const LowrankInputs &inputs, const CallOptions &options, unsigned gradients, const Operand *p) {
+  const LowrankShape &shape = inputs.shape;
   const lath_dtype dtype = inputs.dtype;
   BackwardRun run = {LATH_OK,
                      true,
@@ -173,7 +173,7 @@ namespace {
 using Formula = Values (LowrankOracle::*)() const;
 
 struct NamedGradient {
-  const char* name;
+  const char *name;
   unsigned bit;
   Operand BackwardRun::*result;
   Formula formula;
@@ -187,18 +187,18 @@ constexpr NamedGradient kNamedGradients[] = {
     {"d_bias", kDBias, &BackwardRun::d_bias, &LowrankOracle::DBias},
 };
 
-testing::AssertionResult Completed(const BackwardRun& run) {
+testing::AssertionResult Completed(const BackwardRun &run) {
   if (run.status != LATH_OK) return testing::AssertionFailure() << lath_status_text(run.status);
   if (!run.workspace_intact) return testing::AssertionFailure() << "bytes outside the workspace were written";
   return testing::AssertionSuccess();
 }
 
-testing::AssertionResult EachGradient(const BackwardRun& run, unsigned gradients,
-                                      const std::function<testing::AssertionResult(const Operand&, Formula)>& check) {
+testing::AssertionResult EachGradient(const BackwardRun &run, unsigned gradients,
+                                      const std::function<testing::AssertionResult(const Operand &, Formula)> &check) {
   const testing::AssertionResult completed = Completed(run);
   if (!completed) return completed;
-  for (const NamedGradient& gradient : kNamedGradients) {
-    const Operand& got = run.*gradient.result;
+  for (const NamedGradient &gradient : kNamedGradients) {
+    const Operand &got = run.*gradient.result;
     if (!(gradients & gradient.bit)) {
       if (!got.Untouched()) return testing::AssertionFailure() << gradient.name << " was written and not asked for";
       continue;
@@ -209,27 +209,26 @@ testing::AssertionResult EachGradient(const BackwardRun& run, unsigned gradients
   return testing::AssertionSuccess();
 }
 
-} // namespace
+}  // namespace
 
-testing::AssertionResult ExactGradients(const BackwardRun& run, const LowrankOracle& oracle, unsigned gradients) {
-  return EachGradient(run, gradients,
-                      [&](const Operand& got, Formula formula) { return Exactly(got, (oracle.*formula)()); });
+testing::AssertionResult ExactGradients(const BackwardRun &run, const LowrankOracle &oracle, unsigned gradients) {
+  return EachGradient(run, gradients, [&](const Operand &got, Formula formula) { return Exactly(got, (oracle.*formula)()); });
 }
 
-testing::AssertionResult GradientsWithin(const BackwardRun& run, const LowrankOracle& oracle, unsigned gradients) {
+testing::AssertionResult GradientsWithin(const BackwardRun &run, const LowrankOracle &oracle, unsigned gradients) {
   const LowrankOracle magnitudes = oracle.OfMagnitudes();
-  return EachGradient(run, gradients, [&](const Operand& got, Formula formula) {
+  return EachGradient(run, gradients, [&](const Operand &got, Formula formula) {
     const double factor = oracle.ErrorFactor(run.dv.dtype());
     return Within(got, (oracle.*formula)(), Scaled((magnitudes.*formula)(), factor));
   });
 }
 
-testing::AssertionResult SameGradients(const BackwardRun& a, const BackwardRun& b, unsigned gradients) {
-  for (const BackwardRun* run : {&a, &b}) {
+testing::AssertionResult SameGradients(const BackwardRun &a, const BackwardRun &b, unsigned gradients) {
+  for (const BackwardRun *run : {&a, &b}) {
     const testing::AssertionResult completed = Completed(*run);
     if (!completed) return completed;
   }
-  for (const NamedGradient& gradient : kNamedGradients) {
+  for (const NamedGradient &gradient : kNamedGradients) {
     if (!(gradients & gradient.bit)) continue;
     const testing::AssertionResult result = SameBits(a.*gradient.result, b.*gradient.result);
     if (!result) return testing::AssertionFailure() << gradient.name << ": " << result.message();
@@ -254,7 +253,7 @@ Values FrobeniusInputs::GramU() const {
   return Multiply(Transpose(u.Read(), u.rows(), u.cols()), u.Read(), u.cols(), u.rows(), u.cols());
 }
 
-FrobeniusArgs Arguments(const FrobeniusInputs& inputs) {
+FrobeniusArgs Arguments(const FrobeniusInputs &inputs) {
   FrobeniusArgs args = {};
   args.dtype = inputs.dtype;
   args.in = inputs.v.cols();
@@ -267,7 +266,7 @@ FrobeniusArgs Arguments(const FrobeniusInputs& inputs) {
   return args;
 }
 
-FrobeniusRun RunFrobenius(const FrobeniusInputs& inputs, const CallOptions& options) {
+FrobeniusRun RunFrobenius(const FrobeniusInputs &inputs, const CallOptions &options) {
   const lath_dtype sums = AccumulatorType(inputs.dtype);
   const int64_t rank = inputs.v.rows();
   FrobeniusRun run = {LATH_OK, true, Operand(sums, rank, rank, options.contiguous),
@@ -275,7 +274,7 @@ FrobeniusRun RunFrobenius(const FrobeniusInputs& inputs, const CallOptions& opti
   FrobeniusArgs args = Arguments(inputs);
   args.gram_v = run.gram_v.data();
   args.gram_u = run.gram_u.data();
-  args.value = reinterpret_cast<double*>(run.value.data());
+  args.value = reinterpret_cast<double *>(run.value.data());
   run.status = lath_frobenius_workspace(&args, options.host, &args.workspace_bytes);
   if (run.status != LATH_OK) return run;
   Memory workspace(args.workspace_bytes, Place::kHeap, options.workspace_misalignment);
@@ -285,8 +284,8 @@ FrobeniusRun RunFrobenius(const FrobeniusInputs& inputs, const CallOptions& opti
   return run;
 }
 
-FrobeniusBackwardRun RunFrobeniusBackward(const FrobeniusInputs& inputs, const CallOptions& options, const Operand& gram_v,
-                                          const Operand& gram_u, double scale, unsigned gradients) {
+FrobeniusBackwardRun RunFrobeniusBackward(const FrobeniusInputs &inputs, const CallOptions &options, const Operand &gram_v,
+                                          const Operand &gram_u, double scale, unsigned gradients) {
   FrobeniusBackwardRun run = {LATH_OK, true, Operand(inputs.dtype, inputs.v.rows(), inputs.v.cols(), options.contiguous),
                               Operand(inputs.dtype, inputs.u.rows(), inputs.u.cols(), options.contiguous)};
   FrobeniusArgs args = Arguments(inputs);
@@ -304,4 +303,4 @@ FrobeniusBackwardRun RunFrobeniusBackward(const FrobeniusInputs& inputs, const C
   return run;
 }
 
-} // namespace lath_test
+}  // namespace lath_test

@@ -18,11 +18,11 @@ lath_dtype AccumulatorType(lath_dtype dtype);
 // How a call is made, apart from its inputs.
 struct CallOptions {
   bool ref = false;
-  const lath_host* host = &lath_serial_host;
+  const lath_host *host = &lath_serial_host;
   lath_association association = LATH_AUTO;
-  Layout output;                     // of y and dx
-  Layout contiguous;                 // of p, dv, du and the bias gradients: no gap
-  size_t workspace_misalignment = 0; // bytes
+  Layout output;                      // of y and dx
+  Layout contiguous;                  // of p, dv, du and the bias gradients: no gap
+  size_t workspace_misalignment = 0;  // bytes
 };
 
 // ---- linear -------------------------------------------------------------------------------------------------------------
@@ -42,10 +42,10 @@ struct LinearRun {
   Operand y;
 };
 
-LinearArgs Arguments(const LinearInputs& inputs);
-LinearRun RunLinear(const LinearInputs& inputs, const CallOptions& options);
+LinearArgs Arguments(const LinearInputs &inputs);
+LinearRun RunLinear(const LinearInputs &inputs, const CallOptions &options);
 // x w^T + bias as the first half of a low-rank product: its P() is y.
-LowrankOracle OracleOf(const LinearInputs& inputs);
+LowrankOracle OracleOf(const LinearInputs &inputs);
 
 // ---- low-rank linear ----------------------------------------------------------------------------------------------------
 
@@ -54,7 +54,7 @@ struct LowrankInputs {
     Layout x, v, u, biases, dy;
   };
   LowrankInputs(lath_dtype type, LowrankShape extents, bool with_inner_bias, bool with_bias, Numbers numbers, uint32_t seed,
-                const Layouts& layouts);
+                const Layouts &layouts);
   LowrankInputs(lath_dtype type, LowrankShape extents, bool with_inner_bias, bool with_bias, Numbers numbers, uint32_t seed)
       : LowrankInputs(type, extents, with_inner_bias, with_bias, numbers, seed, Layouts()) {}
 
@@ -64,8 +64,8 @@ struct LowrankInputs {
   Operand x, v, u, inner_bias, bias, dy;
 };
 
-LowrankOracle OracleOf(const LowrankInputs& inputs);
-LowrankArgs Arguments(const LowrankInputs& inputs); // what forward and backward share
+LowrankOracle OracleOf(const LowrankInputs &inputs);
+LowrankArgs Arguments(const LowrankInputs &inputs);  // what forward and backward share
 
 struct ForwardRun {
   lath_status status;
@@ -73,7 +73,7 @@ struct ForwardRun {
   Operand y, p;
 };
 
-ForwardRun RunForward(const LowrankInputs& inputs, const CallOptions& options, bool with_p = false);
+ForwardRun RunForward(const LowrankInputs &inputs, const CallOptions &options, bool with_p = false);
 
 enum Gradient : unsigned { kDx = 1, kDv = 2, kDu = 4, kDInnerBias = 8, kDBias = 16, kAllGradients = 31 };
 
@@ -84,13 +84,13 @@ struct BackwardRun {
 };
 
 // `p` may be nullptr: recomputed.
-BackwardRun RunBackward(const LowrankInputs& inputs, const CallOptions& options, unsigned gradients = kAllGradients,
-                        const Operand* p = nullptr);
+BackwardRun RunBackward(const LowrankInputs &inputs, const CallOptions &options, unsigned gradients = kAllGradients,
+                        const Operand *p = nullptr);
 
 // The asked gradients are exact or within the bound of the oracle, the others were not touched.
-testing::AssertionResult ExactGradients(const BackwardRun& run, const LowrankOracle& oracle, unsigned gradients);
-testing::AssertionResult GradientsWithin(const BackwardRun& run, const LowrankOracle& oracle, unsigned gradients);
-testing::AssertionResult SameGradients(const BackwardRun& a, const BackwardRun& b, unsigned gradients = kAllGradients);
+testing::AssertionResult ExactGradients(const BackwardRun &run, const LowrankOracle &oracle, unsigned gradients);
+testing::AssertionResult GradientsWithin(const BackwardRun &run, const LowrankOracle &oracle, unsigned gradients);
+testing::AssertionResult SameGradients(const BackwardRun &a, const BackwardRun &b, unsigned gradients = kAllGradients);
 
 // ---- Frobenius decay ------------------------------------------------------------------------------------------------------
 
@@ -101,8 +101,8 @@ struct FrobeniusInputs {
   lath_dtype dtype;
   Operand v, u;
 
-  Values GramV() const; // v v^T
-  Values GramU() const; // u^T u
+  Values GramV() const;  // v v^T
+  Values GramU() const;  // u^T u
 };
 
 struct FrobeniusRun {
@@ -117,14 +117,14 @@ struct FrobeniusBackwardRun {
   Operand dv, du;
 };
 
-FrobeniusArgs Arguments(const FrobeniusInputs& inputs);
-FrobeniusRun RunFrobenius(const FrobeniusInputs& inputs, const CallOptions& options);
+FrobeniusArgs Arguments(const FrobeniusInputs &inputs);
+FrobeniusRun RunFrobenius(const FrobeniusInputs &inputs, const CallOptions &options);
 // `gradients` is a set of kDv and kDu.
-FrobeniusBackwardRun RunFrobeniusBackward(const FrobeniusInputs& inputs, const CallOptions& options, const Operand& gram_v,
-                                          const Operand& gram_u, double scale, unsigned gradients = kDv | kDu);
+FrobeniusBackwardRun RunFrobeniusBackward(const FrobeniusInputs &inputs, const CallOptions &options, const Operand &gram_v,
+                                          const Operand &gram_u, double scale, unsigned gradients = kDv | kDu);
 
-std::string Describe(lath_dtype dtype, const LowrankShape& shape);
+std::string Describe(lath_dtype dtype, const LowrankShape &shape);
 
-} // namespace lath_test
+}  // namespace lath_test
 
-#endif // LATH_TESTS_C_CASES_H_
+#endif  // LATH_TESTS_C_CASES_H_

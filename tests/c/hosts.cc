@@ -13,7 +13,7 @@ namespace lath_test {
 ThreadHost::ThreadHost(int threads, Cut cut, uint32_t seed)
     : threads_(threads), cut_(cut), choices_(seed), host_{this, NumThreads, ParallelFor} {}
 
-int ThreadHost::NumThreads(void* ctx) { return static_cast<ThreadHost*>(ctx)->threads_; }
+int ThreadHost::NumThreads(void *ctx) { return static_cast<ThreadHost *>(ctx)->threads_; }
 
 std::vector<std::pair<int64_t, int64_t>> ThreadHost::Ranges(int64_t n) {
   std::vector<std::pair<int64_t, int64_t>> ranges;
@@ -32,8 +32,8 @@ std::vector<std::pair<int64_t, int64_t>> ThreadHost::Ranges(int64_t n) {
   return ranges;
 }
 
-int ThreadHost::ParallelFor(void* ctx, int64_t n, void (*body)(void*, int64_t, int64_t), void* arg) {
-  ThreadHost* self = static_cast<ThreadHost*>(ctx);
+int ThreadHost::ParallelFor(void *ctx, int64_t n, void (*body)(void *, int64_t, int64_t), void *arg) {
+  ThreadHost *self = static_cast<ThreadHost *>(ctx);
   ++self->calls_;
   const auto ranges = self->Ranges(n);
   const size_t threads = static_cast<size_t>(self->threads_);
@@ -43,20 +43,20 @@ int ThreadHost::ParallelFor(void* ctx, int64_t n, void (*body)(void*, int64_t, i
   std::vector<std::thread> pool;
   for (size_t t = 1; t < threads && t < ranges.size(); ++t) pool.emplace_back(work, t);
   work(0);
-  for (std::thread& thread : pool) thread.join();
+  for (std::thread &thread : pool) thread.join();
   return 0;
 }
 
 FailingHost::FailingHost(int successes, int threads)
     : successes_(successes), threads_(threads), host_{this, NumThreads, ParallelFor} {}
 
-int FailingHost::NumThreads(void* ctx) { return static_cast<FailingHost*>(ctx)->threads_; }
+int FailingHost::NumThreads(void *ctx) { return static_cast<FailingHost *>(ctx)->threads_; }
 
-int FailingHost::ParallelFor(void* ctx, int64_t n, void (*body)(void*, int64_t, int64_t), void* arg) {
-  FailingHost* self = static_cast<FailingHost*>(ctx);
+int FailingHost::ParallelFor(void *ctx, int64_t n, void (*body)(void *, int64_t, int64_t), void *arg) {
+  FailingHost *self = static_cast<FailingHost *>(ctx);
   if (self->calls_++ >= self->successes_) return 1;
   if (n > 0) body(arg, 0, n);
   return 0;
 }
 
-} // namespace lath_test
+}  // namespace lath_test

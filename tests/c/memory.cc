@@ -34,7 +34,7 @@ constexpr size_t kGuardBytes = 256;
 
 size_t RoundUp(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-bool AllPattern(const unsigned char* begin, const unsigned char* end) {
+bool AllPattern(const unsigned char *begin, const unsigned char *end) {
   return std::all_of(begin, end, [](unsigned char byte) { return byte == kPattern; });
 }
 
@@ -43,7 +43,7 @@ size_t StorageBytes(lath_dtype dtype, int64_t rows, int64_t cols, int64_t stride
   return static_cast<size_t>((rows - 1) * stride + cols) * lath_dtype_size(dtype);
 }
 
-void Store(lath_dtype dtype, unsigned char* to, double value) {
+void Store(lath_dtype dtype, unsigned char *to, double value) {
   const double rounded = RoundTo(dtype, value);
   if (dtype == LATH_F64) {
     std::memcpy(to, &rounded, sizeof rounded);
@@ -60,7 +60,7 @@ void Store(lath_dtype dtype, unsigned char* to, double value) {
   std::memcpy(to, &upper, sizeof upper);
 }
 
-double Load(lath_dtype dtype, const unsigned char* from) {
+double Load(lath_dtype dtype, const unsigned char *from) {
   if (dtype == LATH_F64) {
     double value;
     std::memcpy(&value, from, sizeof value);
@@ -79,21 +79,21 @@ double Load(lath_dtype dtype, const unsigned char* from) {
   return value;
 }
 
-} // namespace
+}  // namespace
 
 Memory::Memory(size_t bytes, Place place, size_t misalignment) : bytes_(bytes) {
   if (place == Place::kHeap) {
     block_bytes_ = RoundUp(kGuardBytes + misalignment + bytes + kGuardBytes, 64);
-    block_ = static_cast<unsigned char*>(std::aligned_alloc(64, block_bytes_));
+    block_ = static_cast<unsigned char *>(std::aligned_alloc(64, block_bytes_));
     if (block_ == nullptr) throw std::bad_alloc();
     data_ = block_ + kGuardBytes + misalignment;
   } else {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     block_bytes_ = RoundUp(std::max<size_t>(bytes, 1), page);
     mapping_bytes_ = block_bytes_ + 2 * page;
-    void* mapping = mmap(nullptr, mapping_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *mapping = mmap(nullptr, mapping_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapping == MAP_FAILED) throw std::bad_alloc();
-    mapping_ = static_cast<unsigned char*>(mapping);
+    mapping_ = static_cast<unsigned char *>(mapping);
     block_ = mapping_ + page;
     if (mprotect(block_, block_bytes_, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
     data_ = place == Place::kPageStart ? block_ : block_ + block_bytes_ - bytes;
@@ -132,7 +132,7 @@ size_t Operand::At(int64_t row, int64_t col) const {
   return static_cast<size_t>(row * stride_ + col) * lath_dtype_size(dtype_);
 }
 
-void Operand::Fill(const Values& values) {
+void Operand::Fill(const Values &values) {
   ASSERT_EQ(values.size(), static_cast<size_t>(rows_ * cols_));
   for (int64_t row = 0; row < rows_; ++row) {
     for (int64_t col = 0; col < cols_; ++col) Set(row, col, values[static_cast<size_t>(row * cols_ + col)]);
@@ -155,7 +155,7 @@ Values Operand::Read() const {
 std::vector<unsigned char> Operand::Bytes() const {
   std::vector<unsigned char> bytes;
   for (int64_t row = 0; row < rows_ && cols_ > 0; ++row) {
-    const unsigned char* begin = memory_->data() + At(row, 0);
+    const unsigned char *begin = memory_->data() + At(row, 0);
     bytes.insert(bytes.end(), begin, begin + At(0, cols_));
   }
   return bytes;
@@ -169,8 +169,6 @@ bool Operand::Intact() const {
   return true;
 }
 
-bool Operand::Untouched() const {
-  return memory_->Intact() && AllPattern(memory_->data(), memory_->data() + memory_->bytes());
-}
+bool Operand::Untouched() const { return memory_->Intact() && AllPattern(memory_->data(), memory_->data() + memory_->bytes()); }
 
-} // namespace lath_test
+}  // namespace lath_test

@@ -9,30 +9,30 @@
 namespace lath_test {
 namespace {
 
-void AddToRows(Values* matrix, const Values& row) {
+void AddToRows(Values *matrix, const Values &row) {
   for (size_t k = 0; !row.empty() && k < matrix->size(); ++k) (*matrix)[k] += row[k % row.size()];
 }
 
-Values SumOfRows(const Values& a, int64_t rows, int64_t cols) {
+Values SumOfRows(const Values &a, int64_t rows, int64_t cols) {
   return Multiply(Values(static_cast<size_t>(rows), 1.0), a, 1, rows, cols);
 }
 
-} // namespace
+}  // namespace
 
-Values Multiply(const Values& a, const Values& b, int64_t m, int64_t k, int64_t n) {
+Values Multiply(const Values &a, const Values &b, int64_t m, int64_t k, int64_t n) {
   Values c(static_cast<size_t>(m * n), 0.0);
   for (int64_t i = 0; i < m; ++i) {
-    double* to = c.data() + i * n;
+    double *to = c.data() + i * n;
     for (int64_t l = 0; l < k; ++l) {
       const double factor = a[static_cast<size_t>(i * k + l)];
-      const double* from = b.data() + l * n;
+      const double *from = b.data() + l * n;
       for (int64_t j = 0; j < n; ++j) to[j] += factor * from[j];
     }
   }
   return c;
 }
 
-Values Transpose(const Values& a, int64_t rows, int64_t cols) {
+Values Transpose(const Values &a, int64_t rows, int64_t cols) {
   Values t(a.size());
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < cols; ++j) t[static_cast<size_t>(j * rows + i)] = a[static_cast<size_t>(i * cols + j)];
@@ -40,15 +40,15 @@ Values Transpose(const Values& a, int64_t rows, int64_t cols) {
   return t;
 }
 
-Values Absolute(const Values& a) {
+Values Absolute(const Values &a) {
   Values result = a;
-  for (double& value : result) value = std::fabs(value);
+  for (double &value : result) value = std::fabs(value);
   return result;
 }
 
-Values Scaled(const Values& a, double factor) {
+Values Scaled(const Values &a, double factor) {
   Values result = a;
-  for (double& value : result) value *= factor;
+  for (double &value : result) value *= factor;
   return result;
 }
 
@@ -90,4 +90,4 @@ Values LowrankOracle::DInnerBias() const { return SumOfRows(Dp(), shape.rows, sh
 
 Values LowrankOracle::DBias() const { return SumOfRows(dy, shape.rows, shape.out); }
 
-} // namespace lath_test
+}  // namespace lath_test

@@ -14,10 +14,10 @@
 namespace lath_test {
 
 // c (m, n) = a (m, k) b (k, n)
-Values Multiply(const Values& a, const Values& b, int64_t m, int64_t k, int64_t n);
-Values Transpose(const Values& a, int64_t rows, int64_t cols);
-Values Absolute(const Values& a);
-Values Scaled(const Values& a, double factor);
+Values Multiply(const Values &a, const Values &b, int64_t m, int64_t k, int64_t n);
+Values Transpose(const Values &a, int64_t rows, int64_t cols);
+Values Absolute(const Values &a);
+Values Scaled(const Values &a, double factor);
 
 struct LowrankShape {
   int64_t rows, in, rank, out;
@@ -28,7 +28,7 @@ struct LowrankOracle {
   LowrankShape shape;
   Values x, v, u, inner_bias, bias, dy;
 
-  LowrankOracle OfMagnitudes() const; // the same on absolute values
+  LowrankOracle OfMagnitudes() const;  // the same on absolute values
   double ErrorFactor(lath_dtype dtype) const;
 
   Values P() const;
@@ -41,6 +41,6 @@ struct LowrankOracle {
   Values DBias() const;
 };
 
-} // namespace lath_test
+}  // namespace lath_test
 
-#endif // LATH_TESTS_C_ORACLE_H_
+#endif  // LATH_TESTS_C_ORACLE_H_

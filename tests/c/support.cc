@@ -17,9 +17,9 @@
 
 namespace lath_test {
 
-const std::vector<int64_t> kRowEdges = {0,  1,  2,  3,  4,  5,  7,  8,  9,  12, 13, 15, 16,  17,  31,
+const std::vector<int64_t> kRowEdges = {0,  1,  2,  3,  4,  5,  7,  8,  9,  12, 13, 15,  16,  17,  31,
                                         32, 33, 47, 48, 49, 63, 64, 65, 95, 96, 97, 128, 130, 200, 257};
-const std::vector<int64_t> kWidthEdges = {1,  2,  3,  7,  8,  9,  15, 16,  17,  31,  32, 33,
+const std::vector<int64_t> kWidthEdges = {1,  2,  3,  7,  8,  9,  15,  16,  17,  31,  32, 33,
                                           47, 48, 49, 63, 64, 65, 100, 255, 256, 257, 300};
 
 // ---- numbers ------------------------------------------------------------------------------------------------------------
@@ -57,11 +57,11 @@ double RoundToDigits(double value, int digits) {
   int exponent;
   std::frexp(value, &exponent);
   const double ulp = std::ldexp(1.0, std::max(exponent, -125) - digits);
-  const double rounded = std::nearbyint(value / ulp) * ulp; // exact scaling by a power of two
+  const double rounded = std::nearbyint(value / ulp) * ulp;  // exact scaling by a power of two
   return std::fabs(rounded) >= std::ldexp(1.0, 128) ? std::copysign(std::numeric_limits<double>::infinity(), value) : rounded;
 }
 
-} // namespace
+}  // namespace
 
 double RoundTo(lath_dtype dtype, double value) {
   if (dtype == LATH_F64) return value;
@@ -78,7 +78,7 @@ bool SameValue(double a, double b) { return a == b || (std::isnan(a) && std::isn
 
 // Compares element by element with `matches(got, k)`; the message names the first mismatch and counts them.
 template <typename Matches>
-testing::AssertionResult Compare(const Operand& got, const Values& want, Matches matches) {
+testing::AssertionResult Compare(const Operand &got, const Values &want, Matches matches) {
   if (!got.Intact()) return testing::AssertionFailure() << "bytes outside the matrix were written";
   const Values values = got.Read();
   if (values.size() != want.size()) {
@@ -96,13 +96,13 @@ testing::AssertionResult Compare(const Operand& got, const Values& want, Matches
   return testing::AssertionFailure() << text;
 }
 
-} // namespace
+}  // namespace
 
-testing::AssertionResult Exactly(const Operand& got, const Values& want) {
+testing::AssertionResult Exactly(const Operand &got, const Values &want) {
   return Compare(got, want, [&](double value, size_t k) { return SameValue(value, RoundTo(got.dtype(), want[k])); });
 }
 
-testing::AssertionResult Within(const Operand& got, const Values& want, const Values& bound) {
+testing::AssertionResult Within(const Operand &got, const Values &want, const Values &bound) {
   if (want.size() != bound.size()) return testing::AssertionFailure() << "the test has no bound for each element";
   return Compare(got, want, [&](double value, size_t k) {
     if (!std::isfinite(want[k])) return SameValue(value, want[k]);
@@ -110,7 +110,7 @@ testing::AssertionResult Within(const Operand& got, const Values& want, const Va
   });
 }
 
-testing::AssertionResult SameBits(const Operand& a, const Operand& b) {
+testing::AssertionResult SameBits(const Operand &a, const Operand &b) {
   if (!a.Intact() || !b.Intact()) return testing::AssertionFailure() << "bytes outside the matrix were written";
   if (a.Bytes() == b.Bytes()) return testing::AssertionSuccess();
   return Exactly(a, b.Read()) << " (bits differ)";
@@ -120,16 +120,16 @@ testing::AssertionResult SameBits(const Operand& a, const Operand& b) {
 
 namespace {
 
-const char* NameOf(Path path) {
-  static const char* const kNames[] = {"ref", "generic", "avx2", "avx512"};
+const char *NameOf(Path path) {
+  static const char *const kNames[] = {"ref", "generic", "avx2", "avx512"};
   return kNames[static_cast<int>(path)];
 }
 
-} // namespace
+}  // namespace
 
-std::string PathName(const testing::TestParamInfo<Path>& info) { return NameOf(info.param); }
+std::string PathName(const testing::TestParamInfo<Path> &info) { return NameOf(info.param); }
 
-void PrintTo(Path path, std::ostream* stream) { *stream << NameOf(path); }
+void PrintTo(Path path, std::ostream *stream) { *stream << NameOf(path); }
 
 void PerPath::SetUp() {
   before_ = lath_cpu_isa();
@@ -145,7 +145,7 @@ void PerPath::TearDown() { lath_cpu_force_isa(before_); }
 
 const char kChildMarker[] = "LATH_TEST_CHILD";
 
-ChildResult RunInChild(const std::string& test, const std::string& variable, const std::string& value) {
+ChildResult RunInChild(const std::string &test, const std::string &variable, const std::string &value) {
   ChildResult result;
   int ends[2];
   if (pipe(ends) != 0) return result;
@@ -158,7 +158,7 @@ ChildResult RunInChild(const std::string& test, const std::string& variable, con
     dup2(ends[1], STDERR_FILENO);
     close(ends[0]);
     close(ends[1]);
-    execl("/proc/self/exe", "lath_tests", filter.c_str(), static_cast<char*>(nullptr));
+    execl("/proc/self/exe", "lath_tests", filter.c_str(), static_cast<char *>(nullptr));
     _exit(127);
   }
   close(ends[1]);
@@ -173,4 +173,4 @@ ChildResult RunInChild(const std::string& test, const std::string& variable, con
   return result;
 }
 
-} // namespace lath_test
+}  // namespace lath_test

@@ -58,7 +58,7 @@ class Choices {
   uint32_t Next() { return Mix(state_++ * 0x9e3779b9u + 0x7f4a7c15u); }
   int64_t Below(int64_t n) { return static_cast<int64_t>(Next() % static_cast<uint64_t>(n)); }
   bool OneIn(int64_t n) { return Below(n) == 0; }
-  int64_t From(const std::vector<int64_t>& set) { return set[static_cast<size_t>(Below(static_cast<int64_t>(set.size())))]; }
+  int64_t From(const std::vector<int64_t> &set) { return set[static_cast<size_t>(Below(static_cast<int64_t>(set.size())))]; }
 
  private:
   uint32_t state_;
@@ -71,35 +71,35 @@ extern const std::vector<int64_t> kWidthEdges;
 // ---- guarded memory -----------------------------------------------------------------------------------------------------
 
 enum class Place {
-  kHeap,     // guard bands on both sides
-  kPageEnd,  // the byte after the last one is in a page without access
-  kPageStart // the byte before the first one is in a page without access
+  kHeap,      // guard bands on both sides
+  kPageEnd,   // the byte after the last one is in a page without access
+  kPageStart  // the byte before the first one is in a page without access
 };
 
 class Memory {
  public:
   Memory(size_t bytes, Place place = Place::kHeap, size_t misalignment = 0);
   ~Memory();
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
+  Memory(const Memory &) = delete;
+  Memory &operator=(const Memory &) = delete;
 
-  unsigned char* data() const { return data_; }
+  unsigned char *data() const { return data_; }
   size_t bytes() const { return bytes_; }
-  bool Intact() const; // no byte outside [data, data + bytes) changed
+  bool Intact() const;  // no byte outside [data, data + bytes) changed
 
  private:
-  unsigned char* block_ = nullptr; // all writable bytes, guards included
+  unsigned char *block_ = nullptr;  // all writable bytes, guards included
   size_t block_bytes_ = 0;
-  unsigned char* mapping_ = nullptr; // the mapping with its inaccessible pages, or nullptr on the heap
+  unsigned char *mapping_ = nullptr;  // the mapping with its inaccessible pages, or nullptr on the heap
   size_t mapping_bytes_ = 0;
-  unsigned char* data_ = nullptr;
+  unsigned char *data_ = nullptr;
   size_t bytes_ = 0;
 };
 
 struct Layout {
-  int64_t gap = 0;          // elements between the end of a row and the next row
-  int64_t misalignment = 0; // elements that the first one is shifted by, from a 64-byte boundary
-  bool repeat_row = false;  // stride 0: all rows are the first one
+  int64_t gap = 0;           // elements between the end of a row and the next row
+  int64_t misalignment = 0;  // elements that the first one is shifted by, from a 64-byte boundary
+  bool repeat_row = false;   // stride 0: all rows are the first one
   Place place = Place::kHeap;
 };
 
@@ -108,19 +108,19 @@ class Operand {
  public:
   Operand(lath_dtype dtype, int64_t rows, int64_t cols, Layout layout = {});
 
-  void Fill(const Values& values);       // row-major, rows * cols; rounded to the element type
+  void Fill(const Values &values);  // row-major, rows * cols; rounded to the element type
   void Set(int64_t row, int64_t col, double value);
   double Get(int64_t row, int64_t col) const;
-  Values Read() const;                   // row-major, as the library sees it: rounded, rows repeated
+  Values Read() const;  // row-major, as the library sees it: rounded, rows repeated
 
-  void* data() const { return memory_->data(); }
+  void *data() const { return memory_->data(); }
   int64_t stride() const { return stride_; }
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
   lath_dtype dtype() const { return dtype_; }
-  std::vector<unsigned char> Bytes() const; // of the elements, without the gaps
-  bool Intact() const;                      // guard bands and gaps between rows are as they were
-  bool Untouched() const;                   // no element was written either
+  std::vector<unsigned char> Bytes() const;  // of the elements, without the gaps
+  bool Intact() const;                       // guard bands and gaps between rows are as they were
+  bool Untouched() const;                    // no element was written either
 
  private:
   size_t At(int64_t row, int64_t col) const;
@@ -133,22 +133,22 @@ class Operand {
 // ---- comparisons --------------------------------------------------------------------------------------------------------
 
 // Every element of `got` is `want` rounded once to the element type; NaN equals NaN. Also checks the guards of `got`.
-testing::AssertionResult Exactly(const Operand& got, const Values& want);
+testing::AssertionResult Exactly(const Operand &got, const Values &want);
 
 // Every element of `got` lies between want - bound and want + bound, both rounded to the element type: rounding is monotone,
 // so this is what "computed to within bound, then rounded once" means. Infinities and NaN must match. Also checks the guards.
-testing::AssertionResult Within(const Operand& got, const Values& want, const Values& bound);
+testing::AssertionResult Within(const Operand &got, const Values &want, const Values &bound);
 
 // Identical bits, element by element.
-testing::AssertionResult SameBits(const Operand& a, const Operand& b);
+testing::AssertionResult SameBits(const Operand &a, const Operand &b);
 
 // ---- paths --------------------------------------------------------------------------------------------------------------
 
 // What runs an entry point: the plain loops of its _ref twin, or the fast function on one instruction set.
 enum class Path { kRef, kGeneric, kAvx2, kAvx512 };
 
-std::string PathName(const testing::TestParamInfo<Path>& info);
-void PrintTo(Path path, std::ostream* stream); // in failure messages
+std::string PathName(const testing::TestParamInfo<Path> &info);
+void PrintTo(Path path, std::ostream *stream);  // in failure messages
 
 // A fixture for tests that run once per path. The instruction set is forced for the life of the test, which is skipped where
 // the machine lacks it.
@@ -162,13 +162,13 @@ class PerPath : public testing::TestWithParam<Path> {
   lath_isa before_ = LATH_ISA_GENERIC;
 };
 
-#define LATH_EVERY_PATH(suite)                                                                                  \
-  INSTANTIATE_TEST_SUITE_P(, suite,                                                                             \
-                           testing::Values(lath_test::Path::kRef, lath_test::Path::kGeneric, lath_test::Path::kAvx2, \
-                                           lath_test::Path::kAvx512),                                           \
-                           lath_test::PathName)
-#define LATH_FAST_PATHS(suite)                                                                                  \
-  INSTANTIATE_TEST_SUITE_P(, suite,                                                                             \
+#define LATH_EVERY_PATH(suite)                                                                                             \
+  INSTANTIATE_TEST_SUITE_P(                                                                                                \
+      , suite,                                                                                                             \
+      testing::Values(lath_test::Path::kRef, lath_test::Path::kGeneric, lath_test::Path::kAvx2, lath_test::Path::kAvx512), \
+      lath_test::PathName)
+#define LATH_FAST_PATHS(suite)                                                                                           \
+  INSTANTIATE_TEST_SUITE_P(, suite,                                                                                      \
                            testing::Values(lath_test::Path::kGeneric, lath_test::Path::kAvx2, lath_test::Path::kAvx512), \
                            lath_test::PathName)
 
@@ -181,12 +181,12 @@ enum class Cut { kOnePerThread, kSingles, kUneven };
 class ThreadHost {
  public:
   explicit ThreadHost(int threads, Cut cut = Cut::kOnePerThread, uint32_t seed = 1);
-  const lath_host* get() const { return &host_; }
-  int calls() const { return calls_; } // of parallel_for
+  const lath_host *get() const { return &host_; }
+  int calls() const { return calls_; }  // of parallel_for
 
  private:
-  static int NumThreads(void* ctx);
-  static int ParallelFor(void* ctx, int64_t n, void (*body)(void*, int64_t, int64_t), void* arg);
+  static int NumThreads(void *ctx);
+  static int ParallelFor(void *ctx, int64_t n, void (*body)(void *, int64_t, int64_t), void *arg);
   std::vector<std::pair<int64_t, int64_t>> Ranges(int64_t n);
 
   int threads_, calls_ = 0;
@@ -199,12 +199,12 @@ class ThreadHost {
 class FailingHost {
  public:
   explicit FailingHost(int successes, int threads = 2);
-  const lath_host* get() const { return &host_; }
+  const lath_host *get() const { return &host_; }
   int calls() const { return calls_; }
 
  private:
-  static int NumThreads(void* ctx);
-  static int ParallelFor(void* ctx, int64_t n, void (*body)(void*, int64_t, int64_t), void* arg);
+  static int NumThreads(void *ctx);
+  static int ParallelFor(void *ctx, int64_t n, void (*body)(void *, int64_t, int64_t), void *arg);
 
   int successes_, threads_, calls_ = 0;
   lath_host host_;
@@ -213,15 +213,15 @@ class FailingHost {
 // ---- child processes ------------------------------------------------------------------------------------------------------
 
 struct ChildResult {
-  bool exited = false; // ended by itself, not by a signal
+  bool exited = false;  // ended by itself, not by a signal
   int status = -1;
-  std::string output; // stdout and stderr
+  std::string output;  // stdout and stderr
 };
 
 // Runs one test of this binary in a new process with one more environment variable. The test prints what it finds.
-ChildResult RunInChild(const std::string& test, const std::string& variable, const std::string& value);
-extern const char kChildMarker[]; // environment variable that is set in such a process
+ChildResult RunInChild(const std::string &test, const std::string &variable, const std::string &value);
+extern const char kChildMarker[];  // environment variable that is set in such a process
 
-} // namespace lath_test
+}  // namespace lath_test
 
-#endif // LATH_TESTS_C_SUPPORT_H_
+#endif  // LATH_TESTS_C_SUPPORT_H_

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "out_of_range.h"
 #include "support.h"
 
 namespace lath_test {
@@ -24,10 +25,8 @@ TEST(Cpu, LevelsHaveTheNamesThatTheVariableTakes) {
 
 TEST(Cpu, AnUnknownLevelHasANameToo) {
   for (const int value : {-1, 3, INT_MAX}) {
-    lath_isa isa;
-    std::memcpy(&isa, &value, sizeof isa);
-    ASSERT_NE(lath_isa_name(isa), nullptr) << value;
-    EXPECT_GT(std::strlen(lath_isa_name(isa)), 0u) << value;
+    ASSERT_NE(IsaNameOf(value), nullptr) << value;
+    EXPECT_GT(std::strlen(IsaNameOf(value)), 0u) << value;
   }
 }
 
@@ -57,12 +56,11 @@ TEST(CpuChild, Reports) {
   std::printf("isa=%s best=%s\n", lath_isa_name(lath_cpu_isa()), lath_isa_name(lath_cpu_best_isa()));
 }
 
-void ExpectReport(const char* variable, const std::string& value, lath_isa want) {
+void ExpectReport(const char *variable, const std::string &value, lath_isa want) {
   const ChildResult child = RunInChild("CpuChild.Reports", variable, value);
   ASSERT_TRUE(child.exited) << child.output;
   EXPECT_EQ(child.status, 0) << child.output;
-  const std::string report =
-      std::string("isa=") + lath_isa_name(want) + " best=" + lath_isa_name(lath_cpu_best_isa()) + "\n";
+  const std::string report = std::string("isa=") + lath_isa_name(want) + " best=" + lath_isa_name(lath_cpu_best_isa()) + "\n";
   EXPECT_NE(child.output.find(report), std::string::npos) << value << ", expected " << report << child.output;
 }
 
@@ -72,8 +70,8 @@ TEST(CpuEnvironment, LowersTheLevelAndNeverRaisesIt) {
 }
 
 TEST(CpuEnvironment, OtherValuesLeaveTheBestLevel) {
-  for (const char* value : {"", "sse9", "AVX2 "}) ExpectReport("LATH_ISA", value, lath_cpu_best_isa());
+  for (const char *value : {"", "sse9", "AVX2 "}) ExpectReport("LATH_ISA", value, lath_cpu_best_isa());
 }
 
-} // namespace
-} // namespace lath_test
+}  // namespace
+}  // namespace lath_test

@@ -14,7 +14,7 @@ struct Checksums {
   double sum, weighted, squares;
 };
 
-Checksums ChecksumsOf(const Operand& operand) {
+Checksums ChecksumsOf(const Operand &operand) {
   Checksums result = {0, 0, 0};
   const Values values = operand.Read();
   for (size_t k = 0; k < values.size(); ++k) {
@@ -27,7 +27,7 @@ Checksums ChecksumsOf(const Operand& operand) {
 
 double Tolerance(lath_dtype dtype) { return dtype == LATH_F64 ? 1e-9 : 1e-5; }
 
-void ExpectGolden(const Operand& operand, const Checksums& want) {
+void ExpectGolden(const Operand &operand, const Checksums &want) {
   const Checksums got = ChecksumsOf(operand);
   const double tolerance = Tolerance(operand.dtype());
   EXPECT_NEAR(got.sum, want.sum, tolerance * std::fabs(want.sum));
@@ -81,5 +81,5 @@ TEST_P(Golden, G6FrobeniusDecay) {
 
 LATH_EVERY_PATH(Golden);
 
-} // namespace
-} // namespace lath_test
+}  // namespace
+}  // namespace lath_test

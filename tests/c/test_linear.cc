@@ -13,15 +13,14 @@ namespace {
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-testing::AssertionResult ExactLinear(const LinearInputs& inputs, const LowrankOracle& oracle, const CallOptions& options) {
+testing::AssertionResult ExactLinear(const LinearInputs &inputs, const LowrankOracle &oracle, const CallOptions &options) {
   const LinearRun run = RunLinear(inputs, options);
   if (run.status != LATH_OK) return testing::AssertionFailure() << lath_status_text(run.status);
   if (!run.workspace_intact) return testing::AssertionFailure() << "bytes outside the workspace were written";
   const testing::AssertionResult result = Exactly(run.y, oracle.P());
   if (result) return result;
-  return testing::AssertionFailure() << Describe(inputs.dtype, oracle.shape) << " (rank = out), strides "
-                                     << inputs.x.stride() << " " << inputs.w.stride() << " " << run.y.stride() << ": "
-                                     << result.message();
+  return testing::AssertionFailure() << Describe(inputs.dtype, oracle.shape) << " (rank = out), strides " << inputs.x.stride()
+                                     << " " << inputs.w.stride() << " " << run.y.stride() << ": " << result.message();
 }
 
 class Linear : public PerPath {
@@ -171,7 +170,7 @@ TEST_P(Linear, Bf16RoundsOnceToNearestEvenAndKeepsSpecialValues) {
                {largest, std::ldexp(1.0, 118), largest},
                {kInfinity, 1, kInfinity},
                {kInfinity, -kInfinity, kNaN}};
-  for (const auto& one : cases) {
+  for (const auto &one : cases) {
     LinearInputs inputs(LATH_BF16, 1, 1, 1, true, Numbers::kIntegers, 13);
     inputs.x.Set(0, 0, one.x);
     inputs.w.Set(0, 0, 1);
@@ -210,5 +209,5 @@ TEST_P(Linear, RunsAgreeBitForBit) {
 
 LATH_EVERY_PATH(Linear);
 
-} // namespace
-} // namespace lath_test
+}  // namespace
+}  // namespace lath_test

@@ -14,7 +14,7 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr lath_association kAssociations[] = {LATH_AUTO, LATH_FACTORED, LATH_MERGED};
 constexpr lath_dtype kDtypes[] = {LATH_F32, LATH_F64, LATH_BF16};
 
-Layout RandomLayout(Choices* choices, bool input) {
+Layout RandomLayout(Choices *choices, bool input) {
   Layout layout;
   layout.gap = choices->OneIn(2) ? 0 : choices->Below(20);
   layout.misalignment = choices->Below(3);
@@ -23,7 +23,7 @@ Layout RandomLayout(Choices* choices, bool input) {
 }
 
 // p as the forward call would have left it.
-Operand SavedIntermediate(const LowrankInputs& inputs, const LowrankOracle& oracle) {
+Operand SavedIntermediate(const LowrankInputs &inputs, const LowrankOracle &oracle) {
   Operand p(AccumulatorType(inputs.dtype), inputs.shape.rows, inputs.shape.rank);
   p.Fill(oracle.P());
   return p;
@@ -38,7 +38,8 @@ class LowrankBackward : public PerPath {
     return options;
   }
 
-  testing::AssertionResult ExactBackward(const LowrankInputs& inputs, const CallOptions& options, unsigned gradients, bool saved) {
+  testing::AssertionResult ExactBackward(const LowrankInputs &inputs, const CallOptions &options, unsigned gradients,
+                                         bool saved) {
     const LowrankOracle oracle = OracleOf(inputs);
     const Operand p = SavedIntermediate(inputs, oracle);
     const testing::AssertionResult result =
@@ -50,11 +51,11 @@ class LowrankBackward : public PerPath {
   }
 
   // Integers: exact for every order of additions and for both associations. All else varies with the seed.
-  void CheckExactly(const LowrankShape& shape, uint32_t seed) {
+  void CheckExactly(const LowrankShape &shape, uint32_t seed) {
     Choices choices(seed);
     const lath_dtype dtype = choices.OneIn(8) ? LATH_F64 : choices.OneIn(2) ? LATH_BF16 : LATH_F32;
     LowrankInputs::Layouts layouts;
-    for (Layout* layout : {&layouts.x, &layouts.v, &layouts.u, &layouts.dy}) *layout = RandomLayout(&choices, true);
+    for (Layout *layout : {&layouts.x, &layouts.v, &layouts.u, &layouts.dy}) *layout = RandomLayout(&choices, true);
     CallOptions options = Options(kAssociations[choices.Below(3)]);
     options.output = RandomLayout(&choices, false);
     options.contiguous.misalignment = choices.Below(3);
@@ -100,7 +101,7 @@ TEST_P(LowrankBackward, IsExactWhereAnExtentNeedsSeveralBlocks) {
 }
 
 TEST_P(LowrankBackward, EveryMaskWritesExactlyWhatWasAskedFor) {
-  for (const LowrankShape& shape : {LowrankShape{3, 18, 5, 21}, LowrankShape{70, 33, 17, 20}}) {
+  for (const LowrankShape &shape : {LowrankShape{3, 18, 5, 21}, LowrankShape{70, 33, 17, 20}}) {
     for (const lath_dtype dtype : kDtypes) {
       for (const lath_association association : {LATH_FACTORED, LATH_MERGED}) {
         for (int biases = 0; biases < 2; ++biases) {
@@ -116,7 +117,7 @@ TEST_P(LowrankBackward, EveryMaskWritesExactlyWhatWasAskedFor) {
 }
 
 TEST_P(LowrankBackward, SkippingOneGradientLeavesTheBitsOfTheOthers) {
-  for (const LowrankShape& shape : {LowrankShape{4, 40, 9, 50}, LowrankShape{100, 65, 33, 49}}) {
+  for (const LowrankShape &shape : {LowrankShape{4, 40, 9, 50}, LowrankShape{100, 65, 33, 49}}) {
     for (const lath_association association : {LATH_FACTORED, LATH_MERGED}) {
       const LowrankInputs inputs(LATH_F32, shape, true, true, Numbers::kUniform, 32);
       const BackwardRun all = RunBackward(inputs, Options(association));
@@ -132,7 +133,7 @@ TEST_P(LowrankBackward, SkippingOneGradientLeavesTheBitsOfTheOthers) {
 
 TEST_P(LowrankBackward, ASavedIntermediateGivesTheRecomputedGradients) {
   for (const lath_dtype dtype : kDtypes) {
-    for (const LowrankShape& shape : {LowrankShape{2, 40, 9, 50}, LowrankShape{100, 65, 33, 49}}) {
+    for (const LowrankShape &shape : {LowrankShape{2, 40, 9, 50}, LowrankShape{100, 65, 33, 49}}) {
       const LowrankInputs inputs(dtype, shape, true, true, Numbers::kUniform, 33);
       const ForwardRun forward = RunForward(inputs, Options(LATH_FACTORED), true);
       ASSERT_EQ(forward.status, LATH_OK);
@@ -217,6 +218,22 @@ TEST_P(LowrankBackward, NanInXReachesTheFactorsAndNotDx) {
   }
 }
 
+TEST_P(LowrankBackward, InfinityIsNotTurnedIntoNanByPadding) {
+  const double infinity = std::numeric_limits<double>::infinity();
+  for (const lath_association association : {LATH_FACTORED, LATH_MERGED}) {
+    for (const int64_t rank : {1, 5, 15, 17, 33}) {
+      for (const int64_t rows : {1, 5, 70}) {
+        LowrankInputs inputs(LATH_F32, {rows, 23, rank, 19}, false, false, Numbers::kIntegers, 13);
+        inputs.x.Fill(Values(static_cast<size_t>(rows * 23), 1.0));
+        inputs.v.Fill(Values(static_cast<size_t>(rank * 23), 2.0));
+        inputs.u.Fill(Values(static_cast<size_t>(rank * 19), 1.0));
+        inputs.dy.Set(rows - 1, 18, infinity);
+        EXPECT_TRUE(ExactBackward(inputs, Options(association), kDx | kDv | kDBias, false));
+      }
+    }
+  }
+}
+
 TEST_P(LowrankBackward, Bf16GradientsAreRoundedOnce) {
   // dy u = 257 and 255 need 9 bits: had dp been rounded to bf16, dx = 257 - 255 would not be 2.
   for (const lath_association association : {LATH_FACTORED, LATH_MERGED}) {
@@ -234,11 +251,12 @@ TEST_P(LowrankBackward, Bf16GradientsAreRoundedOnce) {
 
 TEST_P(LowrankBackward, RunsAgreeBitForBitWhereverTheBuffersLie) {
   for (const lath_dtype dtype : kDtypes) {
-    for (const LowrankShape& shape : {LowrankShape{1, 129, 20, 67}, LowrankShape{12, 129, 20, 67}, LowrankShape{130, 50, 33, 49}}) {
+    for (const LowrankShape &shape :
+         {LowrankShape{1, 129, 20, 67}, LowrankShape{12, 129, 20, 67}, LowrankShape{130, 50, 33, 49}}) {
       for (const lath_association association : {LATH_FACTORED, LATH_MERGED}) {
         const LowrankInputs inputs(dtype, shape, true, true, Numbers::kUniform, 15);
         LowrankInputs::Layouts layouts;
-        for (Layout* layout : {&layouts.x, &layouts.v, &layouts.u, &layouts.dy}) layout->misalignment = 1;
+        for (Layout *layout : {&layouts.x, &layouts.v, &layouts.u, &layouts.dy}) layout->misalignment = 1;
         layouts.x.gap = layouts.v.gap = layouts.u.gap = layouts.dy.gap = 3;
         const LowrankInputs moved(dtype, shape, true, true, Numbers::kUniform, 15, layouts);
         const BackwardRun first = RunBackward(inputs, Options(association));
@@ -255,5 +273,5 @@ TEST_P(LowrankBackward, RunsAgreeBitForBitWhereverTheBuffersLie) {
 
 LATH_EVERY_PATH(LowrankBackward);
 
-} // namespace
-} // namespace lath_test
+}  // namespace
+}  // namespace lath_test

@@ -15,7 +15,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr lath_association kAssociations[] = {LATH_AUTO, LATH_FACTORED, LATH_MERGED};
 constexpr lath_dtype kDtypes[] = {LATH_F32, LATH_F64, LATH_BF16};
 
-Layout RandomLayout(Choices* choices, bool input) {
+Layout RandomLayout(Choices *choices, bool input) {
   Layout layout;
   layout.gap = choices->OneIn(2) ? 0 : choices->Below(20);
   layout.misalignment = choices->Below(3);
@@ -24,13 +24,13 @@ Layout RandomLayout(Choices* choices, bool input) {
 }
 
 // p holds x v^T + inner_bias when the plan is factored; a merged plan may leave it alone.
-testing::AssertionResult ExactIntermediate(const ForwardRun& run, const LowrankOracle& oracle, bool may_be_untouched) {
+testing::AssertionResult ExactIntermediate(const ForwardRun &run, const LowrankOracle &oracle, bool may_be_untouched) {
   if (may_be_untouched && run.p.Untouched()) return testing::AssertionSuccess();
   const testing::AssertionResult result = Exactly(run.p, oracle.P());
   return result ? result : testing::AssertionFailure() << "p: " << result.message();
 }
 
-lath_association Planned(const LowrankInputs& inputs, lath_association association) {
+lath_association Planned(const LowrankInputs &inputs, lath_association association) {
   LowrankArgs args = Arguments(inputs);
   args.association = association;
   Plan plan = {};
@@ -38,7 +38,7 @@ lath_association Planned(const LowrankInputs& inputs, lath_association associati
   return plan.association;
 }
 
-testing::AssertionResult ExactForward(const LowrankInputs& inputs, const LowrankOracle& oracle, const CallOptions& options,
+testing::AssertionResult ExactForward(const LowrankInputs &inputs, const LowrankOracle &oracle, const CallOptions &options,
                                       bool with_p = false) {
   const ForwardRun run = RunForward(inputs, options, with_p);
   if (run.status != LATH_OK) return testing::AssertionFailure() << lath_status_text(run.status);
@@ -63,11 +63,11 @@ class LowrankLinear : public PerPath {
   }
 
   // Integers: exact for every order of additions and for both associations. All else varies with the seed.
-  void CheckExactly(const LowrankShape& shape, uint32_t seed) {
+  void CheckExactly(const LowrankShape &shape, uint32_t seed) {
     Choices choices(seed);
     const lath_dtype dtype = choices.OneIn(8) ? LATH_F64 : choices.OneIn(2) ? LATH_BF16 : LATH_F32;
     LowrankInputs::Layouts layouts;
-    for (Layout* layout : {&layouts.x, &layouts.v, &layouts.u}) *layout = RandomLayout(&choices, true);
+    for (Layout *layout : {&layouts.x, &layouts.v, &layouts.u}) *layout = RandomLayout(&choices, true);
     layouts.biases.misalignment = choices.Below(3);
     CallOptions options = Options(kAssociations[choices.Below(3)]);
     options.output = RandomLayout(&choices, false);
@@ -154,7 +154,8 @@ TEST_P(LowrankLinear, RealNumbersStayWithinTheBound) {
 
 TEST_P(LowrankLinear, AssociationsAgreeWithinRounding) {
   for (const lath_dtype dtype : kDtypes) {
-    for (const LowrankShape& shape : {LowrankShape{1, 64, 8, 48}, LowrankShape{33, 100, 100, 65}, LowrankShape{130, 49, 70, 97}}) {
+    for (const LowrankShape &shape :
+         {LowrankShape{1, 64, 8, 48}, LowrankShape{33, 100, 100, 65}, LowrankShape{130, 49, 70, 97}}) {
       const LowrankInputs inputs(dtype, shape, true, true, Numbers::kUniform, 21);
       const LowrankOracle oracle = OracleOf(inputs);
       const ForwardRun factored = RunForward(inputs, Options(LATH_FACTORED));
@@ -267,11 +268,12 @@ TEST_P(LowrankLinear, Bf16IsRoundedOnceAfterTheSecondProduct) {
 
 TEST_P(LowrankLinear, RunsAgreeBitForBitWhereverTheBuffersLie) {
   for (const lath_dtype dtype : kDtypes) {
-    for (const LowrankShape& shape : {LowrankShape{1, 129, 20, 67}, LowrankShape{12, 129, 20, 67}, LowrankShape{130, 50, 33, 49}}) {
+    for (const LowrankShape &shape :
+         {LowrankShape{1, 129, 20, 67}, LowrankShape{12, 129, 20, 67}, LowrankShape{130, 50, 33, 49}}) {
       for (const lath_association association : {LATH_FACTORED, LATH_MERGED}) {
         const LowrankInputs inputs(dtype, shape, true, true, Numbers::kUniform, 15);
         LowrankInputs::Layouts layouts;
-        for (Layout* layout : {&layouts.x, &layouts.v, &layouts.u, &layouts.biases}) layout->misalignment = 1;
+        for (Layout *layout : {&layouts.x, &layouts.v, &layouts.u, &layouts.biases}) layout->misalignment = 1;
         layouts.x.gap = layouts.v.gap = layouts.u.gap = 3;
         const LowrankInputs moved(dtype, shape, true, true, Numbers::kUniform, 15, layouts);
         CallOptions options = Options(association);
@@ -288,5 +290,5 @@ TEST_P(LowrankLinear, RunsAgreeBitForBitWhereverTheBuffersLie) {
 
 LATH_EVERY_PATH(LowrankLinear);
 
-} // namespace
-} // namespace lath_test
+}  // namespace
+}  // namespace lath_test

@@ -9,8 +9,8 @@
 namespace lath_test {
 namespace {
 
-LowrankArgs ArgsOf(const LowrankShape& shape, lath_dtype dtype = LATH_F32, lath_association association = LATH_AUTO) {
-  LowrankArgs args = {}; // no operand at all: the planner must not look at them
+LowrankArgs ArgsOf(const LowrankShape &shape, lath_dtype dtype = LATH_F32, lath_association association = LATH_AUTO) {
+  LowrankArgs args = {};  // no operand at all: the planner must not look at them
   args.dtype = dtype;
   args.association = association;
   args.rows = shape.rows;
@@ -20,7 +20,7 @@ LowrankArgs ArgsOf(const LowrankShape& shape, lath_dtype dtype = LATH_F32, lath_
   return args;
 }
 
-Plan PlanOf(const LowrankShape& shape, bool backward, lath_dtype dtype = LATH_F32, lath_association association = LATH_AUTO) {
+Plan PlanOf(const LowrankShape &shape, bool backward, lath_dtype dtype = LATH_F32, lath_association association = LATH_AUTO) {
   const LowrankArgs args = ArgsOf(shape, dtype, association);
   Plan plan = {};
   EXPECT_EQ(lath_lowrank_linear_plan(&args, backward, &plan), LATH_OK) << Describe(dtype, shape);
@@ -39,7 +39,7 @@ std::vector<LowrankShape> SampledShapes() {
 }
 
 TEST(Plan, CountsTheMultiplyAddsOfEachAssociation) {
-  for (const LowrankShape& s : SampledShapes()) {
+  for (const LowrankShape &s : SampledShapes()) {
     const Plan factored = PlanOf(s, false, LATH_F32, LATH_FACTORED), merged = PlanOf(s, false, LATH_F32, LATH_MERGED);
     EXPECT_EQ(factored.association, LATH_FACTORED);
     EXPECT_EQ(merged.association, LATH_MERGED);
@@ -51,7 +51,7 @@ TEST(Plan, CountsTheMultiplyAddsOfEachAssociation) {
 }
 
 TEST(Plan, CountsEveryGradientOfTheBackward) {
-  for (const LowrankShape& s : SampledShapes()) {
+  for (const LowrankShape &s : SampledShapes()) {
     const Plan factored = PlanOf(s, true, LATH_F32, LATH_FACTORED), merged = PlanOf(s, true, LATH_F32, LATH_MERGED);
     EXPECT_EQ(factored.dense_macs, 2 * s.rows * s.in * s.out);
     // dp and du, dx and dv.
@@ -64,10 +64,11 @@ TEST(Plan, CountsEveryGradientOfTheBackward) {
 TEST(Plan, AutoIsTheCheaperAssociation) {
   int merged_chosen = 0, factored_chosen = 0;
   for (const lath_dtype dtype : {LATH_F32, LATH_BF16}) {
-    for (const LowrankShape& shape : SampledShapes()) {
+    for (const LowrankShape &shape : SampledShapes()) {
       for (const bool backward : {false, true}) {
         const Plan chosen = PlanOf(shape, backward, dtype);
-        const Plan factored = PlanOf(shape, backward, dtype, LATH_FACTORED), merged = PlanOf(shape, backward, dtype, LATH_MERGED);
+        const Plan factored = PlanOf(shape, backward, dtype, LATH_FACTORED),
+                   merged = PlanOf(shape, backward, dtype, LATH_MERGED);
         ASSERT_TRUE(chosen.association == LATH_FACTORED || chosen.association == LATH_MERGED);
         if (factored.macs < merged.macs) {
           EXPECT_EQ(chosen.association, LATH_FACTORED) << Describe(dtype, shape) << " backward " << backward;
@@ -144,11 +145,20 @@ TEST(Plan, AMergedPlanHasNoIntermediateToSave) {
 
 TEST(Plan, ProductsThatOverflowAreRefused) {
   const int64_t huge = std::numeric_limits<int64_t>::max(), large = int64_t{1} << 31;
-  const LowrankShape shapes[] = {{huge, 2, 2, 2},         {2, huge, 2, 2},         {2, 2, huge, 2},         {2, 2, 2, huge},
-                                 {large, large, 1, 1},    {large, 1, large, 1},    {large, 1, 1, large},    {1, large, large, 1},
-                                 {1, large, 1, large},    {1, 1, large, large},    {1 << 20, 1 << 21, 1, 1 << 20},
-                                 {1 << 20, 1, 1 << 21, 1 << 20}, {1, 1 << 20, 1 << 21, 1 << 20}};
-  for (const LowrankShape& shape : shapes) {
+  const LowrankShape shapes[] = {{huge, 2, 2, 2},
+                                 {2, huge, 2, 2},
+                                 {2, 2, huge, 2},
+                                 {2, 2, 2, huge},
+                                 {large, large, 1, 1},
+                                 {large, 1, large, 1},
+                                 {large, 1, 1, large},
+                                 {1, large, large, 1},
+                                 {1, large, 1, large},
+                                 {1, 1, large, large},
+                                 {1 << 20, 1 << 21, 1, 1 << 20},
+                                 {1 << 20, 1, 1 << 21, 1 << 20},
+                                 {1, 1 << 20, 1 << 21, 1 << 20}};
+  for (const LowrankShape &shape : shapes) {
     for (const lath_association association : {LATH_AUTO, LATH_FACTORED, LATH_MERGED}) {
       for (const int backward : {0, 1}) {
         const LowrankArgs args = ArgsOf(shape, LATH_F32, association);
@@ -179,5 +189,5 @@ TEST(Plan, BadArgumentsAreRefused) {
   }
 }
 
-} // namespace
-} // namespace lath_test
+}  // namespace
+}  // namespace lath_test

@@ -3,27 +3,20 @@
 // test_status.cc - status texts, element sizes and the serial host.
 
 #include <climits>
+#include <cstdio>
 #include <cstring>
 #include <set>
 
+#include "out_of_range.h"
 #include "support.h"
 
 namespace lath_test {
 namespace {
 
-// A value outside the enumeration, as a C caller can produce it; a cast would be undefined in C++.
-template <typename Enum>
-Enum FromInt(int value) {
-  Enum result;
-  static_assert(sizeof result == sizeof value, "enumerations of the interface are as wide as int");
-  std::memcpy(&result, &value, sizeof result);
-  return result;
-}
-
 TEST(Status, EveryStatusHasItsOwnSentenceWithoutFullStop) {
   std::set<std::string> seen;
   for (int status = LATH_OK; status <= LATH_HOST_FAILED; ++status) {
-    const char* text = lath_status_text(static_cast<lath_status>(status));
+    const char *text = lath_status_text(static_cast<lath_status>(status));
     ASSERT_NE(text, nullptr) << status;
     ASSERT_GT(std::strlen(text), 1u) << status;
     EXPECT_NE(text[std::strlen(text) - 1], '.') << text;
@@ -33,7 +26,7 @@ TEST(Status, EveryStatusHasItsOwnSentenceWithoutFullStop) {
 
 TEST(Status, ValuesOutsideTheEnumerationHaveATextToo) {
   for (const int value : {-1, static_cast<int>(LATH_HOST_FAILED) + 1, INT_MAX, INT_MIN}) {
-    const char* text = lath_status_text(FromInt<lath_status>(value));
+    const char *text = StatusTextOf(value);
     ASSERT_NE(text, nullptr) << value;
     EXPECT_STRNE(text, lath_status_text(LATH_OK)) << value;
     EXPECT_GT(std::strlen(text), 1u) << value;
@@ -44,14 +37,14 @@ TEST(Dtype, SizesAreThoseOfTheElements) {
   EXPECT_EQ(lath_dtype_size(LATH_F32), 4u);
   EXPECT_EQ(lath_dtype_size(LATH_F64), 8u);
   EXPECT_EQ(lath_dtype_size(LATH_BF16), 2u);
-  for (const int value : {-1, 3, INT_MAX, INT_MIN}) EXPECT_EQ(lath_dtype_size(FromInt<lath_dtype>(value)), 0u) << value;
+  for (const int value : {-1, 3, INT_MAX, INT_MIN}) EXPECT_EQ(DtypeSizeOf(value), 0u) << value;
 }
 
 TEST(SerialHost, RunsTheWholeRangeInTheCallingThread) {
   EXPECT_EQ(lath_serial_host.num_threads(lath_serial_host.ctx), 1);
   std::vector<int> visits(100, 0);
-  const auto visit = [](void* arg, int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) ++(*static_cast<std::vector<int>*>(arg))[static_cast<size_t>(k)];
+  const auto visit = [](void *arg, int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) ++(*static_cast<std::vector<int> *>(arg))[static_cast<size_t>(k)];
   };
   EXPECT_EQ(lath_serial_host.parallel_for(lath_serial_host.ctx, 100, visit, &visits), 0);
   EXPECT_EQ(visits, std::vector<int>(100, 1));
@@ -59,7 +52,7 @@ TEST(SerialHost, RunsTheWholeRangeInTheCallingThread) {
 
 TEST(SerialHost, DoesNothingForAnEmptyRange) {
   int calls = 0;
-  const auto count = [](void* arg, int64_t begin, int64_t end) { *static_cast<int*>(arg) += end > begin ? 1 : 0; };
+  const auto count = [](void *arg, int64_t begin, int64_t end) { *static_cast<int *>(arg) += end > begin ? 1 : 0; };
   EXPECT_EQ(lath_serial_host.parallel_for(lath_serial_host.ctx, 0, count, &calls), 0);
   EXPECT_EQ(calls, 0);
 }
@@ -70,5 +63,5 @@ TEST(Version, IsThreeNumbers) {
   EXPECT_EQ(std::sscanf(LATH_VERSION, "%d.%d.%d%c", &major, &minor, &patch, &rest), 3) << LATH_VERSION;
 }
 
-} // namespace
-} // namespace lath_test
+}  // namespace
+}  // namespace lath_test

@@ -11,13 +11,15 @@
 namespace lath_test {
 namespace {
 
-constexpr int kThreadCounts[] = {1, 2, 3, 5};
-constexpr Cut kCuts[] = {Cut::kOnePerThread, Cut::kSingles, Cut::kUneven};
+constexpr struct {
+  int threads;
+  Cut cut;
+} kHosts[] = {{1, Cut::kOnePerThread}, {2, Cut::kUneven}, {2, Cut::kSingles}, {3, Cut::kOnePerThread}, {5, Cut::kSingles}};
 
 // Work enough that a call wants every thread of the host; few rows, row tiles, and edges of both.
-const LowrankShape kLarge[] = {{5, 1024, 257, 530},  {7, 100, 257, 1500}, {13, 600, 100, 600}, {50, 120, 130, 300},
-                               {64, 200, 60, 333},   {65, 200, 60, 333},  {130, 255, 33, 257}, {300, 65, 70, 130},
-                               {1000, 40, 33, 100},  {97, 130, 120, 100}};
+const LowrankShape kLarge[] = {{5, 1024, 257, 530}, {7, 100, 257, 1500}, {13, 600, 100, 600}, {50, 120, 130, 300},
+                               {64, 200, 60, 333},  {65, 200, 60, 333},  {130, 255, 33, 257}, {300, 65, 70, 130},
+                               {1000, 40, 33, 100}, {97, 130, 120, 100}};
 
 class Threads : public PerPath {
  protected:
@@ -25,12 +27,10 @@ class Threads : public PerPath {
   template <typename Same>
   void ForEveryHost(Same same) {
     int used = 0;
-    for (const int threads : kThreadCounts) {
-      for (const Cut cut : kCuts) {
-        ThreadHost host(threads, cut, static_cast<uint32_t>(threads));
-        EXPECT_TRUE(same(host.get())) << threads << " threads, cut " << static_cast<int>(cut);
-        used += host.calls();
-      }
+    for (const auto &kind : kHosts) {
+      ThreadHost host(kind.threads, kind.cut, static_cast<uint32_t>(kind.threads));
+      EXPECT_TRUE(same(host.get())) << kind.threads << " threads, cut " << static_cast<int>(kind.cut);
+      used += host.calls();
     }
     EXPECT_GT(used, 0) << "no call wanted more than one thread: the shape is too small for this test";
   }
@@ -38,12 +38,12 @@ class Threads : public PerPath {
 
 TEST_P(Threads, LinearIsBitwiseTheSame) {
   for (const lath_dtype dtype : {LATH_F32, LATH_BF16}) {
-    for (const LowrankShape& shape : kLarge) {
+    for (const LowrankShape &shape : kLarge) {
       const LinearInputs inputs(dtype, shape.rows, shape.in, shape.out + 200, true, Numbers::kUniform, 1);
       const LinearRun serial = RunLinear(inputs, {});
       ASSERT_EQ(serial.status, LATH_OK);
       SCOPED_TRACE(Describe(dtype, shape));
-      ForEveryHost([&](const lath_host* host) {
+      ForEveryHost([&](const lath_host *host) {
         CallOptions options;
         options.host = host;
         const LinearRun run = RunLinear(inputs, options);
@@ -55,7 +55,7 @@ TEST_P(Threads, LinearIsBitwiseTheSame) {
 
 TEST_P(Threads, LowrankForwardIsBitwiseTheSame) {
   for (const lath_association association : {LATH_FACTORED, LATH_MERGED}) {
-    for (const LowrankShape& shape : kLarge) {
+    for (const LowrankShape &shape : kLarge) {
       const lath_dtype dtype = shape.rows % 2 == 0 ? LATH_F32 : LATH_BF16;
       const LowrankInputs inputs(dtype, shape, true, true, Numbers::kUniform, 2);
       CallOptions options;
@@ -63,7 +63,7 @@ TEST_P(Threads, LowrankForwardIsBitwiseTheSame) {
       const ForwardRun serial = RunForward(inputs, options, true);
       ASSERT_EQ(serial.status, LATH_OK);
       SCOPED_TRACE(Describe(dtype, shape) + (association == LATH_MERGED ? " merged" : " factored"));
-      ForEveryHost([&](const lath_host* host) {
+      ForEveryHost([&](const lath_host *host) {
         options.host = host;
         const ForwardRun run = RunForward(inputs, options, true);
         if (run.status != LATH_OK || !run.workspace_intact) return testing::AssertionFailure();
@@ -76,7 +76,7 @@ TEST_P(Threads, LowrankForwardIsBitwiseTheSame) {
 
 TEST_P(Threads, LowrankBackwardIsBitwiseTheSame) {
   for (const lath_association association : {LATH_FACTORED, LATH_MERGED}) {
-    for (const LowrankShape& shape : kLarge) {
+    for (const LowrankShape &shape : kLarge) {
       const lath_dtype dtype = shape.rows % 2 == 0 ? LATH_BF16 : LATH_F32;
       const LowrankInputs inputs(dtype, shape, true, true, Numbers::kUniform, 3);
       CallOptions options;
@@ -84,7 +84,7 @@ TEST_P(Threads, LowrankBackwardIsBitwiseTheSame) {
       const BackwardRun serial = RunBackward(inputs, options);
       ASSERT_EQ(serial.status, LATH_OK);
       SCOPED_TRACE(Describe(dtype, shape) + (association == LATH_MERGED ? " merged" : " factored"));
-      ForEveryHost([&](const lath_host* host) {
+      ForEveryHost([&](const lath_host *host) {
         options.host = host;
         return SameGradients(RunBackward(inputs, options), serial);
       });
@@ -93,13 +93,13 @@ TEST_P(Threads, LowrankBackwardIsBitwiseTheSame) {
 }
 
 TEST_P(Threads, LowrankBackwardWithASavedIntermediateIsBitwiseTheSame) {
-  for (const LowrankShape& shape : kLarge) {
+  for (const LowrankShape &shape : kLarge) {
     const LowrankInputs inputs(LATH_F32, shape, true, true, Numbers::kUniform, 4);
     Operand p(LATH_F32, shape.rows, shape.rank);
     p.Fill(OracleOf(inputs).P());
     const BackwardRun serial = RunBackward(inputs, {}, kAllGradients, &p);
     SCOPED_TRACE(Describe(LATH_F32, shape));
-    ForEveryHost([&](const lath_host* host) {
+    ForEveryHost([&](const lath_host *host) {
       CallOptions options;
       options.host = host;
       return SameGradients(RunBackward(inputs, options, kAllGradients, &p), serial);
@@ -109,12 +109,12 @@ TEST_P(Threads, LowrankBackwardWithASavedIntermediateIsBitwiseTheSame) {
 
 TEST_P(Threads, FrobeniusIsBitwiseTheSame) {
   for (const lath_dtype dtype : {LATH_F32, LATH_BF16}) {
-    for (const LowrankShape& shape : {LowrankShape{0, 700, 70, 650}, LowrankShape{0, 257, 130, 100}}) {
+    for (const LowrankShape &shape : {LowrankShape{0, 700, 70, 650}, LowrankShape{0, 257, 130, 100}}) {
       const FrobeniusInputs inputs(dtype, shape.in, shape.rank, shape.out, Numbers::kUniform, 5);
       const FrobeniusRun serial = RunFrobenius(inputs, {});
       ASSERT_EQ(serial.status, LATH_OK);
       const auto serial_back = RunFrobeniusBackward(inputs, {}, serial.gram_v, serial.gram_u, 1.0);
-      ForEveryHost([&](const lath_host* host) {
+      ForEveryHost([&](const lath_host *host) {
         CallOptions options;
         options.host = host;
         const FrobeniusRun run = RunFrobenius(inputs, options);
@@ -126,6 +126,26 @@ TEST_P(Threads, FrobeniusIsBitwiseTheSame) {
       });
     }
   }
+}
+
+// Forty workers and fewer panels, columns or rows than that: some have nothing to do.
+TEST_P(Threads, WorkersWithoutWorkAreHarmless) {
+  ThreadHost host(40, Cut::kUneven);
+  CallOptions options;
+  options.host = host.get();
+  for (const lath_association association : {LATH_FACTORED, LATH_MERGED}) {
+    for (const LowrankShape &shape :
+         {LowrankShape{2000, 33, 120, 70}, LowrankShape{5, 2100, 1030, 20}, LowrankShape{70, 20, 2000, 140}}) {
+      const LowrankInputs inputs(LATH_F32, shape, true, true, Numbers::kIntegers, 8);
+      const LowrankOracle oracle = OracleOf(inputs);
+      options.association = association;
+      EXPECT_TRUE(Exactly(RunForward(inputs, options).y, oracle.Y())) << Describe(LATH_F32, shape);
+      EXPECT_TRUE(ExactGradients(RunBackward(inputs, options), oracle, kAllGradients)) << Describe(LATH_F32, shape);
+    }
+  }
+  const LinearInputs linear(LATH_F32, 5, 50000, 40, true, Numbers::kIntegers, 9);
+  EXPECT_TRUE(Exactly(RunLinear(linear, options).y, OracleOf(linear).P()));
+  EXPECT_GT(host.calls(), 0);
 }
 
 TEST_P(Threads, CallsMayRunAtOnceOnSharedInputs) {
@@ -147,7 +167,7 @@ TEST_P(Threads, CallsMayRunAtOnceOnSharedInputs) {
       }
     });
   }
-  for (std::thread& caller : callers) caller.join();
+  for (std::thread &caller : callers) caller.join();
   for (size_t caller = 0; caller < kCallers; ++caller) EXPECT_TRUE(same[caller]) << caller;
 }
 
@@ -162,7 +182,7 @@ TEST(ThreadsChild, FirstCallsMayRunAtOnce) {
   for (int caller = 0; caller < 4; ++caller) {
     callers.emplace_back([&] { EXPECT_TRUE(Exactly(RunForward(inputs, {}).y, oracle.Y())); });
   }
-  for (std::thread& caller : callers) caller.join();
+  for (std::thread &caller : callers) caller.join();
 }
 
 TEST(ThreadsFirstUse, FirstCallsMayRunAtOnce) {
@@ -172,5 +192,5 @@ TEST(ThreadsFirstUse, FirstCallsMayRunAtOnce) {
   EXPECT_NE(child.output.find("[  PASSED  ] 1 test."), std::string::npos) << child.output;
 }
 
-} // namespace
-} // namespace lath_test
+}  // namespace
+}  // namespace lath_test
