@@ -101,7 +101,7 @@ def lowrank_linear(
         raise ValueError(f"lath.lowrank_linear: association is {association!r}, expected one of {ASSOCIATIONS}")
     if not isinstance(x, Tensor):
         raise TypeError(f"lath.lowrank_linear: x is {type(x).__name__}, expected torch.Tensor")
-    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+    if _autocasts(x):
         x, weight_v, weight_u, bias, inner_bias = _autocast("lowrank_linear", x, weight_v, weight_u, bias, inner_bias)
     if _forward_ad._current_level >= 0 or _in_traced_functorch():
         return _composite_lowrank_linear(x, weight_v, weight_u, bias, inner_bias)
@@ -141,7 +141,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"lath.linear: x is {type(x).__name__}, expected torch.Tensor")
-    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+    if _autocasts(x):
         x, weight, bias = _autocast("linear", x, weight, bias)
     if _forward_ad._current_level >= 0 or _in_traced_functorch():
         return torch.nn.functional.linear(x, weight, bias)
@@ -228,6 +228,13 @@ def _absent(x: Tensor) -> Tensor:
     if type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling():
         return _ABSENT
     return x.new_empty(0)
+
+
+def _autocasts(x: Tensor) -> bool:
+    """Whether autocast is on for the device of x; asking x for its device type costs more than all else here."""
+    if x.is_cpu:
+        return torch.is_autocast_enabled("cpu")
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def _autocast(operator: str, x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:

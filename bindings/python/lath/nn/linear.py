@@ -193,7 +193,15 @@ class LowRankLinear(Module):
             y = self._forward_frozen(x)
             if y is not None:
                 return y
-        return lowrank_linear(x, self.weight_v, self.weight_u, self.bias, self.inner_bias)
+        return lowrank_linear(x, *self._operands())
+
+    def _operands(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """weight_v, weight_u, bias, inner_bias, past Module.__getattr__: its four calls cost as much as a small product."""
+        own = self._parameters
+        try:
+            return own["weight_v"], own["weight_u"], own["bias"], own["inner_bias"]
+        except KeyError:  # one of them is parametrized, or was replaced by a plain attribute
+            return self.weight_v, self.weight_u, self.bias, self.inner_bias
 
     def freeze(self) -> bool:
         """Keep the merged dense weight for inference, if the rank is so high that the dense product is cheaper.
@@ -220,7 +228,7 @@ class LowRankLinear(Module):
         self._frozen = None
 
     def _own_parameters(self) -> tuple[Parameter, ...]:
-        return tuple(p for p in (self.weight_v, self.weight_u, self.inner_bias, self.bias) if p is not None)
+        return tuple(p for p in self._operands() if p is not None)
 
     def _forward_frozen(self, x: Tensor) -> Tensor | None:
         """The call through the merged weight, or None where it does not apply."""
