@@ -18,22 +18,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST_PYTHON = (3, 10)
 OLDEST_TORCH = (2, 10)
+# Groups of programs: these belong into the bin folder of the environment, even where a shared folder has their packages.
+PROGRAMS = {"build", "format"}
 
 # Printed by the interpreter under question: the version of torch, then the folders of packages that it sees.
 TORCH_PROBE = """
 import sys, torch
 print(torch.__version__, *(p for p in sys.path if p.endswith(("site-packages", "dist-packages"))), sep="\\n")
 """
-# Printed by the interpreter of the environment: the packages of the named groups. Before Python 3.11 the reader of TOML is pip's.
-GROUPS_PROBE = """
+# Printed by the interpreter of the environment: the packages of a group. Before Python 3.11 the reader of TOML is pip's own.
+GROUP_PROBE = """
 import sys
 try:
     import tomllib
 except ModuleNotFoundError:
     from pip._vendor import tomli as tomllib
 with open(sys.argv[1], "rb") as file:
-    groups = tomllib.load(file)["project"]["optional-dependencies"]
-print("\\n".join(sorted({package for group in sys.argv[2:] for package in groups[group]})))
+    print(*tomllib.load(file)["project"]["optional-dependencies"][sys.argv[2]], sep="\\n")
 """
 
 
@@ -82,10 +83,10 @@ def create_without_ensurepip(command: list[str], environment: Path) -> None:
         raise SetupError(f"pip could not be installed from {wheel}.")
 
 
-def install(python: Path, packages: list[str], constraint: Path) -> None:
+def install(python: Path, packages: list[str], *options: str | Path) -> None:
     """pip install, with one message when it fails."""
     command = [python, "-m", "pip", "--disable-pip-version-check", "--no-input", "--retries", "1", "install", "-q"]
-    done = subprocess.run([*command, "-c", constraint, *packages], stderr=subprocess.PIPE, text=True)
+    done = subprocess.run([*command, *options, *packages], stderr=subprocess.PIPE, text=True)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
         raise SetupError(
@@ -94,29 +95,33 @@ def install(python: Path, packages: list[str], constraint: Path) -> None:
         )
 
 
+def packages_of(python: Path, group: str) -> list[str]:
+    """The packages of an optional dependency group of pyproject.toml."""
+    command = [python, "-c", GROUP_PROBE, ROOT / "pyproject.toml", group]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+
+
 def set_up(environment: Path, groups: list[str], torch_version: str | None) -> None:
     """Brings an environment to the wished state."""
     python = environment / "bin" / "python"
     if not python.exists() or subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode:
         found = None if torch_version else probe_torch(sys.executable)
         create(environment, found[1] if found else [])
-    constraint = environment / "constraint.txt"
-    constraint.write_text("")
-    if not (torch := probe_torch(python)):
+    torch = probe_torch(python)
+    if not torch:
         wish = f"torch=={torch_version}" if torch_version else f"torch>={'.'.join(map(str, OLDEST_TORCH))}"
         print(f"installing {wish} (a large download)", flush=True)
-        install(python, [wish, "numpy"], constraint)
+        install(python, [wish, "numpy"])
         torch = probe_torch(python)
         if not torch:
             raise SetupError(f"torch was installed but does not import: try {python} -c 'import torch'.")
+    constraint = environment / "constraint.txt"
     constraint.write_text(f"torch=={torch[0]}\n")  # no package may replace it
-    listed = subprocess.run(
-        [python, "-c", GROUPS_PROBE, ROOT / "pyproject.toml", *groups], stdout=subprocess.PIPE, text=True, check=True
-    )
-    packages = listed.stdout.split()
-    if packages:
+    for group in groups:
+        packages = packages_of(python, group)
         print(f"torch {torch[0]}; installing {' '.join(packages)}", flush=True)
-        install(python, packages, constraint)
+        own = ["--ignore-installed"] if group in PROGRAMS else []
+        install(python, packages, "-c", constraint, *own)
 
 
 def main() -> int:
