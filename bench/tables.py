@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows as text, Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from machine import Machine
+from rows import Row
+
+
+@dataclass(frozen=True)
+class Section:
+    """What stands above a table.
+
+    Attributes:
+        title: its heading.
+        caption: what was measured, as a reader of the figures has to know it.
+    """
+
+    title: str
+    caption: str
+
+
+SECTIONS = {
+    "forward": Section("Forward, 256 rows and more", "F.linear against lath.ops.lowrank_linear under inference_mode."),
+    "dense": Section("lath's own dense product against torch", "torch.ops.lath.linear against F.linear."),
+    "small": Section("Forward, 16 to 64 rows", "As above. Weights are packed anew in every call where that pays."),
+    "one-row": Section("Forward, one row", "nn.Linear against LowRankLinear, module(x) under inference_mode."),
+    "training": Section(
+        "Training step, 256 rows and more",
+        "Forward, dx and all gradients through autograd. share/own: lath's dense step is taken as three forward products "
+        "(at 16 rows as well).",
+    ),
+    "training-16": Section(
+        "Training step, 16 rows, weights changing each step",
+        "In-place SGD before every step, outside of the measured time; rows with +sgd have the update in it.",
+    ),
+    "compiled": Section(
+        "Forward against two nn.Linear, compiled",
+        "vs two: torch.compile with inductor's freezing, which packs weights. lath eager, module(x) under no_grad.",
+    ),
+    "frobenius": Section(
+        "Frobenius decay, value and gradient",
+        "Dense: forming U V through autograd. vs two: the Gram form in torch operators.",
+    ),
+    "plan": Section(
+        "Every rank, against dense",
+        "module(x) under inference_mode, as it is and after freeze(). Above break-even a layer that is not frozen has "
+        "more arithmetic to do than a dense one; lath.convert leaves such layers dense.",
+    ),
+    "threads": Section(
+        "Two threads against one", "Wall clock: one thread (baseline) and two, of lath and of torch's dense layer."
+    ),
+    "avx2": Section("Held to AVX2", "torch and lath both held to AVX2 in a process of their own; hot weights."),
+    "overhead": Section("Overhead of a call", "8 rows, 8x8, rank 4; limits in microseconds of lath."),
+    "model": Section(
+        "A whole model: 784-1024-1024-10",
+        "Rank an eighth of min(in, out), last layer dense. The step includes the SGD update.",
+    ),
+}
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:.4g}"
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _whole(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"
+
+
+def _goal(row: Row, value: float | None) -> str:
+    return "" if value is None else (f"{value:g} us" if row.goal and row.goal.quantity == "us" else f"{value:.2f}")
+
+
+# Heading to the text of a row, in the order of the table. A column that is empty for all rows of a table is left out.
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "case": lambda row: row.case,
+    "mode": lambda row: row.mode,
+    "rows": lambda row: _whole(row.rows),
+    "rank": lambda row: _whole(row.rank),
+    "dense ms": lambda row: _ms(row.baseline),
+    "lath ms": lambda row: _ms(row.lath),
+    "speed-up": lambda row: _ratio(row.speedup),
+    "MACs": lambda row: _ratio(row.mac_ratio),
+    "share": lambda row: _ratio(row.share),
+    "share/own": lambda row: _ratio(row.share_own),
+    "GFLOP/s": lambda row: _whole(row.gflops),
+    "% peak": lambda row: "" if row.peak_share is None else f"{100 * row.peak_share:.0f}",
+    "bound": lambda row: (
+        "" if row.bound_share is None else f"{row.bound_share:.2f}{'t' if row.traffic_limited else ''}"
+    ),
+    "floor": lambda row: _goal(row, row.floor),
+    "target": lambda row: _goal(row, row.goal.target if row.goal else None),
+    "ok?": lambda row: row.verdict,
+    "own ok?": lambda row: row.own_verdict,
+    "vs two": lambda row: _ratio(row.vs_two),
+    "floor/target": lambda row: f"{row.two_goal.floor:g}/{row.two_goal.target:g}" if row.two_goal else "",
+    "two ok?": lambda row: row.two_verdict,
+    "": lambda row: "~" if row.disturbed else "",
+}
+
+LEGEND = """\
+dense, lath   milliseconds per call: torch's dense product (or what the caption names), and lath
+MACs          multiply-adds of the dense call over those of lath's
+share         realized share, speed-up / MACs, against torch; share/own: against lath's own dense product at the same
+              instruction set; % peak: of the measured multiply-adds of one core (of all threads in use)
+bound         the share of a call that takes max(multiply-adds / peak, bytes / bandwidth); t: traffic is the limit, and
+              the floor is at most 0.85 of it
+vs two        time of two nn.Linear of the same rank over lath's
+ok?           target, floor (accepted) or below: for the share, or else vs two, the speed-up or microseconds;
+              own ok?: if share/own were the share; two ok?: vs two, where it has goals of its own
+hot           the previous call used the same weights and output; rotating: 24 distinct layers (fewer where the memory
+              would not hold them), outputs kept as long
+~             disturbed: the median of a contender is 1.3 times its minimum or more"""
+
+
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """Headings and the text of each row, without the columns that are empty throughout."""
+    table = [[text(row) for text in COLUMNS.values()] for row in rows]
+    used = [i for i in range(len(COLUMNS)) if any(line[i] for line in table)]
+    headings = list(COLUMNS)
+    return [[headings[i] for i in used], *([line[i] for i in used] for line in table)]
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """The table in columns."""
+    return aligned(cells(rows), left=2)
+
+
+def aligned(lines: Sequence[Sequence[str]], left: int) -> str:
+    """``lines`` in columns, the first ``left`` of them and all with "ok?" flush left, the others flush right."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    to_left = [i < left or "ok?" in heading for i, heading in enumerate(lines[0])]
+
+    def joined(line: Sequence[str]) -> str:
+        fields = zip(line, widths, to_left, strict=True)
+        return "  ".join(text.ljust(width) if flush else text.rjust(width) for text, width, flush in fields).rstrip()
+
+    return "\n".join(joined(line) for line in lines)
+
+
+def as_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """``lines`` as a Markdown table, the first one being the headings."""
+    rule = ["---"] * len(lines[0])
+    return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
+
+
+def by_section(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows of each section, in the order of SECTIONS."""
+    rows = list(rows)
+    grouped = {name: [row for row in rows if row.section == name] for name in SECTIONS}
+    return {name: found for name, found in grouped.items() if found}
+
+
+def summary(rows: Iterable[Row]) -> list[list[str]]:
+    """Headings and one line per section: how its goals are met."""
+    lines = [
+        [
+            "section",
+            "judged by",
+            "rows",
+            "lowest",
+            "median",
+            "target",
+            "floor",
+            "below",
+            "share/own: lowest",
+            "median",
+            "below",
+        ]
+    ]
+    lines[0] += ["vs two: lowest", "median", "below"]
+    for name, found in by_section(rows).items():
+        quantities: dict[str, list[Row]] = {}
+        for row in found:
+            quantities.setdefault(row.goal.quantity if row.goal else "", []).append(row)
+        lines += [_summary_line(name, quantity, judged) for quantity, judged in quantities.items()]
+    return lines
+
+
+def _summary_line(name: str, quantity: str, rows: list[Row]) -> list[str]:
+    values = [row.value for row in rows if row.value is not None]
+    worst, median = (
+        (max(values) if quantity == "us" else min(values), statistics.median(values)) if values else (None, None)
+    )
+    verdicts = [row.verdict for row in rows]
+    own = [row.share_own for row in rows if row.share_own is not None]
+    two = [row.vs_two for row in rows if row.vs_two is not None]
+    return [
+        name,
+        quantity or "(no goal)",
+        str(len(rows)),
+        _ratio(worst),
+        _ratio(median),
+        *(str(verdicts.count(verdict)) if quantity else "" for verdict in ("target", "floor", "below")),
+        _ratio(min(own)) if own else "",
+        _ratio(statistics.median(own)) if own else "",
+        str([row.own_verdict for row in rows].count("below")) if own else "",
+        _ratio(min(two)) if two else "",
+        _ratio(statistics.median(two)) if two else "",
+        str([row.two_verdict for row in rows].count("below")) if any(row.two_goal for row in rows) else "",
+    ]
+
+
+def dense_remark(machine: Machine, rows: Iterable[Row]) -> str:
+    """How fast torch's dense product ran, in terms of the peaks: what the shares are measured against."""
+    rates = [2e-9 * row.dense_macs / row.baseline / row.threads for row in rows if row.section == "dense"]
+    if not rates:
+        return ""
+    best = max(rates)
+    parts = ", ".join(f"{100 * best / peak:.0f} % of the {name} peak" for name, peak in machine.peak.items())
+    return f"torch's dense product reached {best:.0f} GFLOP/s a core at best: {parts}."
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """One line per row: seconds and all that follows from them, unrounded enough to compute with."""
+    fields = [
+        "case",
+        "mode",
+        "rows",
+        "rank",
+        "threads",
+        "isa",
+        "baseline",
+        "lath",
+        "two",
+        "own",
+        "speedup",
+        "mac_ratio",
+    ]
+    fields += ["share", "share_own", "share_two", "gflops", "peak_share", "bound_share", "traffic_limited", "vs_two"]
+    fields += ["value", "floor", "verdict", "own_verdict", "two_verdict", "spread"]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(fields)
+        for row in rows:
+            values = (getattr(row, name) for name in fields)
+            writer.writerow([f"{v:.5g}" if isinstance(v, float) else "" if v is None else v for v in values])
+
+
+def write_markdown(path: Path, title: str, machine: Machine, rows: Sequence[Row], notes: Sequence[str]) -> None:
+    """The whole run as a page."""
+    remarks = [*machine.remarks(), dense_remark(machine, rows), *notes]
+    parts = [f"# {title}", "```\n" + "\n".join(machine.lines()) + "\n```"]
+    parts += [f"- {remark}" for remark in remarks if remark]
+    parts += ["## Summary", as_markdown(summary(rows)), "![realized share against rank](share_against_rank.png)"]
+    parts += ["```\n" + LEGEND + "\n```"]
+    for name, found in by_section(rows).items():
+        parts += [f"## {SECTIONS[name].title}", SECTIONS[name].caption, as_markdown(cells(found))]
+    path.write_text("\n\n".join(parts) + "\n")
