@@ -4,7 +4,7 @@
     python3 tools/fetch.py fashion-mnist|googletest|pip
 
 prints the folder that holds it. Looked up in this order: the environment variable, the place where the system package
-installs it, the folder of this checkout that git ignores, and last the package index of Debian or Ubuntu: the package is
+installs it, the folder of this checkout that git ignores, and last the archive of Debian or Ubuntu: the package is
 downloaded and unpacked into that folder, which needs no root and leaves the system as it is.
 """
 
@@ -106,7 +106,7 @@ def fetch(resource: Resource) -> Path:
         done = subprocess.run(["dpkg-deb", "-x", archive, unpacked], capture_output=True, text=True)
         folder = unpacked / resource.installed.relative_to("/")
         if done.returncode or not resource.holds(folder):
-            raise FetchError(advice(resource, f"{archive.name} could not be unpacked: {last_line(done.stderr)}"))
+            raise FetchError(advice(resource, f"{archive.name} could not be unpacked: {complaint(done.stderr)}"))
         shutil.rmtree(resource.local, ignore_errors=True)
         resource.local.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(folder, resource.local, symlinks=True)
@@ -114,26 +114,23 @@ def fetch(resource: Resource) -> Path:
 
 
 def download(resource: Resource, scratch: Path) -> Path:
-    """Downloads the package into `scratch`; with fresh package lists of our own when the lists of the system do not do."""
-    own_lists = scratch / "apt"
+    """Downloads the package into `scratch`; with fresh package lists of our own when those of the system do not do."""
+    own = [f"-oDir::State::Lists={scratch}/lists", f"-oDir::Cache={scratch}/cache", "-oAPT::Update::Error-Mode=any"]
     for folder in ("lists/partial", "cache/archives/partial"):
-        (own_lists / folder).mkdir(parents=True)
-    own = ["-o", f"Dir::State::Lists={own_lists}/lists", "-o", f"Dir::Cache={own_lists}/cache"]
+        (scratch / folder).mkdir(parents=True)
     # Without the sandbox user: it may not write into a folder of ours.
-    base = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20"]
-    attempts = [
-        [[*base, "download", resource.package]],
-        [[*base, *own, "update"], [*base, *own, "download", resource.package]],
-    ]
-    problem = ""
+    apt = ["apt-get", "-q", "-oAPT::Sandbox::User=root", "-oAcquire::Retries=1", "-oAcquire::http::Timeout=20"]
+    get = ["download", resource.package]
+    attempts = [[[*apt, *get]], [[*apt, *own, "update"], [*apt, *own, *get]]]
     for commands in attempts:
         for command in commands:
             done = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
-            problem = problem if done.returncode == 0 else last_line(done.stderr)
+            if done.returncode:
+                break
         archives = list(scratch.glob("*.deb"))
         if archives:
             return archives[0]
-    raise FetchError(advice(resource, f"apt-get could not download it: {problem or 'no reason given'}"))
+    raise FetchError(advice(resource, f"apt-get could not download it: {complaint(done.stderr)}"))
 
 
 def advice(resource: Resource, problem: str) -> str:
@@ -144,8 +141,10 @@ def advice(resource: Resource, problem: str) -> str:
     )
 
 
-def last_line(text: str) -> str:
-    return text.strip().splitlines()[-1] if text.strip() else "no message"
+def complaint(text: str) -> str:
+    """The first error of a tool's output; what follows it is mostly its consequence."""
+    lines = text.strip().splitlines()
+    return next((line for line in lines if line.startswith("E: ")), lines[0] if lines else "it gave no reason")
 
 
 def main() -> int:

@@ -4,8 +4,8 @@
     python3 tools/venv.py .venv build test
     python3 tools/venv.py .venv-oldest --torch 2.10.0 test
 
-A torch >= 2.10 that this Python already has is used, unless --torch asks for a version; else the newest is installed. Running
-it again installs what is missing and takes seconds.
+A torch >= 2.10 that this Python already has is used, unless --torch asks for a version; else the newest is installed.
+Running it again installs what is missing and takes seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST_PYTHON = (3, 10)
 OLDEST_TORCH = (2, 10)
-# Groups of programs: these belong into the bin folder of the environment, even where a shared folder has their packages.
+# Groups of programs: they belong into the bin folder of the environment, even where a shared folder has their packages.
 PROGRAMS = {"build", "format"}
 
 # Printed by the interpreter under question: the version of torch, then the folders of packages that it sees.
@@ -26,7 +26,7 @@ TORCH_PROBE = """
 import sys, torch
 print(torch.__version__, *(p for p in sys.path if p.endswith(("site-packages", "dist-packages"))), sep="\\n")
 """
-# Printed by the interpreter of the environment: the packages of a group. Before Python 3.11 the reader of TOML is pip's own.
+# Printed by the interpreter of the environment: the packages of a group. Python 3.10 has no reader of TOML, but pip has.
 GROUP_PROBE = """
 import sys
 try:
@@ -43,7 +43,7 @@ class SetupError(RuntimeError):
 
 
 def probe_torch(python: str | Path) -> tuple[str, list[str]] | None:
-    """Version of the torch that an interpreter imports, and its folders of packages; None when torch is absent or too old."""
+    """Version of the torch that an interpreter imports, and its folders of packages; None without a usable torch."""
     done = subprocess.run([python, "-c", TORCH_PROBE], capture_output=True, text=True)
     if done.returncode:
         return None
@@ -55,7 +55,7 @@ def probe_torch(python: str | Path) -> tuple[str, list[str]] | None:
 def create(environment: Path, shared: list[str]) -> None:
     """Creates the environment with pip in it. `shared`: folders of packages that it sees after its own.
 
-    A .pth file does what --system-site-packages does, and serves a torch that lies in an active virtual environment as well.
+    A .pth file does what --system-site-packages does, and serves a torch in an active virtual environment as well.
     """
     print(f"creating {environment} with Python {sys.version.split()[0]}", flush=True)
     command = [sys.executable, "-m", "venv", "--clear"]
@@ -71,20 +71,20 @@ def create_without_ensurepip(command: list[str], environment: Path) -> None:
     if made.returncode:
         raise SetupError(
             f"{sys.executable} -m venv failed: {made.stderr.strip()}. "
-            "Install the module (Debian, Ubuntu: apt-get install python3-venv), or choose another Python: make PYTHON=..."
+            "Install it (Debian, Ubuntu: apt-get install python3-venv), or choose another Python: make PYTHON=..."
         )
     found = subprocess.run([sys.executable, ROOT / "tools" / "fetch.py", "pip"], stdout=subprocess.PIPE, text=True)
     if found.returncode:
         raise SetupError("No pip for the new environment, see above. Installing python3-venv helps too.")
     wheels = Path(found.stdout.strip())
     wheel = next(wheels.glob("pip-*.whl"))
-    install = [environment / "bin" / "python", wheel / "pip", "install", "-q", "--no-index", "--find-links", wheels, "pip"]
-    if subprocess.run(install).returncode:
+    command = [environment / "bin" / "python", wheel / "pip", "install", "-q", "--no-index"]
+    if subprocess.run([*command, "--find-links", wheels, "pip"]).returncode:
         raise SetupError(f"pip could not be installed from {wheel}.")
 
 
 def install(python: Path, packages: list[str], *options: str | Path) -> None:
-    """pip install, with one message when it fails."""
+    """Installs packages with pip; one message when that fails."""
     command = [python, "-m", "pip", "--disable-pip-version-check", "--no-input", "--retries", "1", "install", "-q"]
     done = subprocess.run([*command, *options, *packages], stderr=subprocess.PIPE, text=True)
     if done.returncode:
