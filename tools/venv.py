@@ -26,7 +26,7 @@ TORCH_PROBE = """
 import sys, torch
 print(torch.__version__, *(p for p in sys.path if p.endswith(("site-packages", "dist-packages"))), sep="\\n")
 """
-# Printed by the interpreter of the environment: the packages of a group. Python 3.10 has no reader of TOML, but pip has.
+# Printed by the interpreter of the environment: the packages of a group. Python 3.10 has no TOML reader, but pip has.
 GROUP_PROBE = """
 import sys
 try:
