@@ -64,6 +64,14 @@ def test_isa_can_be_lowered(isa):
     assert lath.ops.ISA_NAMES.index(run.stdout.strip()) <= lath.ops.ISA_NAMES.index(isa)
 
 
+def test_unknown_isa_is_ignored_with_a_warning():
+    script = "import lath; print(lath.ops.cpu_isa())"
+    environment = {**os.environ, "LATH_ISA": "sse9"}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert "LATH_ISA is 'sse9', expected one of ('generic', 'avx2', 'avx512'); it is ignored" in run.stderr
+    assert run.stdout.strip() in lath.ops.ISA_NAMES
+
+
 @pytest.mark.parametrize("version", ["2.10.0", "2.10.0+cu128", "2.15.1", "3.0.0a0+git1234"])
 def test_torch_new_enough(version):
     _load.check_torch(version)

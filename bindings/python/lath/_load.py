@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from pathlib import Path
 
 LIBRARY_NAME = "liblath_cpu.so"
 MINIMUM_TORCH = (2, 10)
+ISA_NAMES = ("generic", "avx2", "avx512")  # enum lath_isa
 
 
 def check_torch(version: str) -> None:
@@ -29,6 +31,13 @@ def library_path() -> Path:
     return Path(override).absolute() if override else Path(__file__).with_name(LIBRARY_NAME)
 
 
+def check_isa() -> None:
+    """Warn about a wish in LATH_ISA that the library does not know and therefore ignores."""
+    wish = os.environ.get("LATH_ISA")
+    if wish is not None and wish not in ISA_NAMES:
+        warnings.warn(f"lath: LATH_ISA is {wish!r}, expected one of {ISA_NAMES}; it is ignored", stacklevel=2)
+
+
 def load() -> Path:
     """Load the operators into ``torch.ops.lath`` and return the path of the library. Loading twice is harmless.
 
@@ -42,6 +51,7 @@ def load() -> Path:
             raise  # torch is there, but one of its own dependencies is not
         raise ImportError("lath needs torch >= 2.10, but torch is not installed: pip install torch") from error
     check_torch(torch.__version__)
+    check_isa()
 
     path = library_path()
     if not path.is_file():

@@ -27,13 +27,13 @@ import torch.autograd.forward_ad as _forward_ad
 from torch import Tensor
 
 from . import _autograd
+from ._load import ISA_NAMES
 from .factor import break_even_rank
 
 __all__ = ["Plan", "cpu_isa", "frobenius_decay", "linear", "lowrank_linear", "lowrank_linear_plan"]
 
 ASSOCIATIONS = ("auto", "factored", "merged")  # enum lath_association
 KERNELS = ("plain", "rows", "tiles", "merged")  # enum lath_lowrank_kernel
-ISA_NAMES = ("generic", "avx2", "avx512")  # enum lath_isa
 
 _ASSOCIATION_CODE = {name: code for code, name in enumerate(ASSOCIATIONS)}
 
