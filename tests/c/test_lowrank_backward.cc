@@ -3,6 +3,7 @@
 // test_lowrank_backward.cc - the five gradients of the low-rank product: all masks, p saved or not, both associations.
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "cases.h"
@@ -246,6 +247,18 @@ TEST_P(LowrankBackward, Bf16GradientsAreRoundedOnce) {
       inputs.v.Fill({1, -1});
       EXPECT_TRUE(Exactly(RunBackward(inputs, Options(association), kDx).dx, Values(static_cast<size_t>(rows), 2.0)));
     }
+  }
+}
+
+TEST_P(LowrankBackward, Bf16KeepsNanOfEveryPayload) {
+  // Rounding the mantissa of 0x7fffffff up would carry into the sign and leave -0.
+  const LowrankInputs inputs(LATH_BF16, {1, 1, 1, 1}, false, false, Numbers::kIntegers, 14);
+  for (const uint32_t bits : {0x7fffffffu, 0xffffffffu, 0x7fc00001u, 0x7f800001u}) {
+    const Operand p(LATH_F32, 1, 1);
+    std::memcpy(p.data(), &bits, sizeof bits);
+    const BackwardRun run = RunBackward(inputs, Options(LATH_FACTORED), kDu, &p);
+    ASSERT_EQ(run.status, LATH_OK);
+    EXPECT_TRUE(std::isnan(run.du.Get(0, 0))) << std::hex << bits;
   }
 }
 
