@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
@@ -11,9 +10,9 @@ from typing import NamedTuple
 import lath
 import torch
 from context import Context, Shape
-from layers import Layers, contenders, dense_module, filled, round_robin, thin_module, two_modules
+from layers import Layers, contenders, dense_module, filled, kept_results, round_robin, thin_module, two_modules
 from measure import Timing
-from rows import Goal, Row
+from rows import Goal, Row, disturbance
 from torch import Tensor
 from torch.nn import functional
 
@@ -99,7 +98,7 @@ def rows_of(
             peak=context.peak,
             bound=seconds,
             traffic_limited=traffic_limited,
-            spread=max(timing.spread for timing in timed),
+            **disturbance(timed),
             goal=goals[rank],
             two_goal=two_goal(case.layers.shape, rank) if goals[rank] else None,
         )
@@ -111,7 +110,7 @@ def rows_of(
 def time_forward(context: Context, case: Case) -> dict[object, Timing]:
     """Dense, own dense, two and lath on functions of tensors, under ``inference_mode``."""
     x = filled(case.rows, case.layers.shape[0])
-    kept: deque = deque(maxlen=0 if case.mode == "hot" else context.copies(FLOAT * case.rows * case.layers.shape[1]))
+    kept = kept_results(context, case.mode, (case.rows, case.layers.shape[1]))
     calls = contenders(
         case.layers,
         case.mode,
@@ -134,7 +133,7 @@ def forward(context: Context) -> Iterator[Row]:
             for mode in context.effort.modes:
                 case = Case("forward", layers, mode, rows)
                 timings = time_forward(context, case)
-                goal = Goal("share", 0.85, 1.0 if rows <= 256 else 0.95)
+                goal = Goal("share", 0.85, 1.0 if rows <= 256 else 0.95, own=True)
                 yield from rows_of(context, case, timings, dict.fromkeys(layers.ranks, goal))
                 yield own_dense_row(context, case, timings)
 
@@ -155,7 +154,7 @@ def own_dense_row(context: Context, case: Case, timings: dict[object, Timing]) -
         dense_macs=macs,
         macs=macs,
         peak=context.peak,
-        spread=max(timings[name].spread for name in ("dense", "own")),
+        **disturbance(timings[name] for name in ("dense", "own")),
         goal=OWN_DENSE_GOAL,
     )
 
@@ -179,7 +178,7 @@ def one_row(context: Context) -> Iterator[Row]:
         through_module = partial(_call, x=filled(1, shape[0]))
         for mode in context.effort.modes:
             count = layers.count(mode)
-            kept: deque = deque(maxlen=0 if mode == "hot" else context.copies(FLOAT * shape[1]))
+            kept = kept_results(context, mode, (1, shape[1]))
             dense = [(dense_module(*weights),) for weights in layers.dense[:count]]
             calls = {"dense": round_robin(through_module, dense, kept)}
             calls["own"] = round_robin(partial(own_linear, filled(1, shape[0])), layers.dense[:count], kept)

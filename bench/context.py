@@ -83,7 +83,8 @@ class Context:
 
     Attributes:
         machine: measured limits.
-        effort: extents and time; ``quick`` tells a section of its own extents to be short as well.
+        effort: extents and time.
+        quick: a section that has extents of its own is to be short as well.
         threads: that torch and lath use.
         notes: what a section could not do; printed below the tables.
         progress: called with a few words before each comparison.

@@ -2,13 +2,14 @@
 """The layers that are compared, and the calls that go round among them.
 
 A call takes the next layer of a list each time and keeps its output while as many further calls are made. With one
-layer and nothing kept, weights and output stay in cache: the case "hot". With many layers and as many outputs kept, every
-call meets weights and an output that the cache has forgotten, as the layers of a network do: the case "rotating".
+layer and nothing kept, weights and output stay in cache: the case "hot". With many layers and as many outputs kept,
+every call meets weights and an output that the cache has forgotten, as the layers of a network do: the case "rotating".
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -66,6 +67,22 @@ class Layers:
 
     def count(self, mode: str) -> int:
         return len(self.dense) if mode == "rotating" else 1
+
+
+def kept_results(context: Context, mode: str, *shapes: tuple[int, ...]) -> deque:
+    """Where calls put their results: when hot nothing stays; when rotating, 24 of them if the memory allows.
+
+    It is full from the start, so that no timed call has to ask the operating system for memory.
+
+    Args:
+        context: of the run.
+        mode: "hot" or "rotating".
+        shapes: of the tensors in one result.
+    """
+    if mode == "hot":
+        return deque(maxlen=0)
+    count = context.copies(4 * sum(math.prod(shape) for shape in shapes))
+    return deque(([filled(*shape) for shape in shapes] for _ in range(count)), maxlen=count)
 
 
 def round_robin(product: Product, layers: Sequence[tuple], kept: deque) -> Callable[[], None]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The machine under the benchmark: what it is, and what one of its cores can do at most.
 
-The limits come from ``limits.c``, compiled with the C compiler of the system into a temporary folder. Without a compiler
+The limits come from ``limits.c``, compiled by the C compiler of the system into a temporary folder. Without a compiler
 they are what torch reaches, which is less than what the core can do; :attr:`Machine.method` says which it was.
 """
 
@@ -107,8 +107,8 @@ class Machine:
         remarks = []
         if self.vendor == "AuthenticAMD" and self.isa == "avx512":
             remarks.append(
-                "MKL, torch's BLAS, takes its AVX2 kernels on AMD processors, while lath uses AVX-512. Shares and ratios "
-                "against torch then flatter lath: go by share/own, the share against lath's own dense product."
+                "MKL, torch's BLAS, takes its AVX2 kernels on AMD processors, while lath uses AVX-512. Shares and "
+                "ratios against torch then flatter lath: go by share/own, the share against lath's own dense product."
             )
         if self.load > 0.5:
             remarks.append(

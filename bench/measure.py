@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Timing of several calls against each other in one process.
 
-Contenders take turns: each round times every one of them once, and the order is turned round from one round to the next,
+Contenders take turns: each round times every one of them once, and the order is turned round from one to the next,
 so that a change of clock rate or of load meets them alike. The figure of a contender is the median of its rounds.
 
 With one thread the clock is the CPU time of the process, which does not count what other processes take. With more
 threads it is wall-clock time, because waiting for the other thread is part of the cost. Then a third busy process turns
-microseconds into milliseconds, so a comparison whose median is far above its minimum is repeated.
+microseconds into milliseconds, so a comparison that was disturbed is repeated.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-QUIET = 1.3  # a contender is undisturbed while its median stays below this multiple of its minimum
+QUIET_SPREAD = 1.3  # a contender is undisturbed while its median stays below this multiple of its minimum,
+QUIET_OTHERS = 0.12  # and several threads while other processes take less than this part of one core
 ATTEMPTS = 3
 BATCH_SECONDS = 2e-3  # one timed batch, long against the grain and the cost of reading the clock
 WARM_SECONDS = 2e-2  # a longer call fills the caches by itself
@@ -43,13 +45,13 @@ class Timing:
 
     Attributes:
         median: over the rounds.
-        spread: median / minimum.
-        rounds: how many there were.
+        spread: median / minimum over the rounds.
+        others: cores that other processes took during the comparison; 0 where the system does not say.
     """
 
     median: float
     spread: float
-    rounds: int
+    others: float
 
 
 @dataclass(frozen=True)
@@ -82,15 +84,17 @@ def compare(
     for _ in range(1 if threads == 1 else ATTEMPTS):
         with _without_garbage_collection():
             timings = _compare_once(runs, pace, clock, hot)
-        if not best or _worst_spread(timings) < _worst_spread(best):
+        if not best or _disturbance(timings) < _disturbance(best):
             best = timings
-        if _worst_spread(best) < QUIET:
+        if _disturbance(best) < 1.0:
             break
     return best
 
 
-def _worst_spread(timings: Mapping[str, Timing]) -> float:
-    return max(timing.spread for timing in timings.values())
+def _disturbance(timings: Mapping[str, Timing]) -> float:
+    """1 where a comparison starts to count as disturbed."""
+    spread = max((timing.spread - 1.0) / (QUIET_SPREAD - 1.0) for timing in timings.values())
+    return max(spread, next(iter(timings.values())).others / QUIET_OTHERS)
 
 
 def _compare_once(
@@ -99,7 +103,8 @@ def _compare_once(
     repeats = {name: _repeats(run, clock) for name, run in runs.items()}
     samples: dict[str, list[float]] = {name: [] for name in runs}
     order = list(runs)
-    end = time.perf_counter() + pace.seconds
+    start, busy, own = time.perf_counter(), _busy_seconds(), time.process_time()
+    end = start + pace.seconds
     done = 0
     while done < pace.rounds or time.perf_counter() < end:
         for name in order:
@@ -108,7 +113,18 @@ def _compare_once(
             samples[name].append(_batch(runs[name], repeats[name], clock))
         order.reverse()
         done += 1
-    return {name: _timing(taken) for name, taken in samples.items()}
+    others = (_busy_seconds() - busy - (time.process_time() - own)) / (time.perf_counter() - start)
+    return {name: _timing(taken, max(0.0, others)) for name, taken in samples.items()}
+
+
+def _busy_seconds() -> float:
+    """CPU time that all processes have taken since the machine started; the process's own where that is not known."""
+    try:
+        with open("/proc/stat") as file:
+            user, nice, system, _, _, irq, softirq = map(int, file.readline().split()[1:8])
+    except OSError:
+        return time.process_time()
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def _repeats(run: Contender, clock: Callable[[], float]) -> int:
@@ -135,9 +151,9 @@ def _batch(run: Contender, repeats: int, clock: Callable[[], float]) -> float:
     return total / repeats
 
 
-def _timing(samples: list[float]) -> Timing:
+def _timing(samples: list[float], others: float) -> Timing:
     median = statistics.median(samples)
-    return Timing(median, median / max(min(samples), 1e-9), len(samples))
+    return Timing(median, median / max(min(samples), 1e-9), others)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import lath
 import torch
 from context import Context
 from layers import filled
-from rows import Row
+from rows import Row, disturbance
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -86,5 +86,5 @@ def _row(
         dense_macs=passes * batch * macs_per_row(models["dense"]),
         macs=passes * batch * macs_per_row(models["lath"]),
         peak=context.peak,
-        spread=max(timing.spread for timing in timings.values()),
+        **disturbance(timings.values()),
     )

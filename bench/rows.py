@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from measure import QUIET
+from measure import QUIET_OTHERS, QUIET_SPREAD, Timing
 
 NEAR_BOUND = 0.85  # where traffic is the limit, the floor is this part of the bound
 
@@ -19,11 +20,14 @@ class Goal:
         quantity: "share", "speed-up", "vs two", or "us": microseconds of lath, where less is better.
         floor: accepted from here on.
         target: aimed at.
+        own: the same figures hold for the share against lath's own dense product. They do not at few rows, where they
+            count on what torch's product loses there.
     """
 
     quantity: str
     floor: float
     target: float
+    own: bool = False
 
     def verdict(self, value: float, floor: float | None = None) -> str:
         """What to print: "target", "floor" or "below". The argument ``floor`` replaces that of the goal."""
@@ -51,6 +55,7 @@ class Row:
         bound: least seconds for the multiply-adds and the traffic of lath's call, 0 if not worked out.
         traffic_limited: the traffic takes longer than the multiply-adds in that bound.
         spread: the largest median / minimum among the contenders.
+        others: cores that other processes took meanwhile.
         goal, two_goal: what the row and its ratio to two nn.Linear are to reach.
     """
 
@@ -71,6 +76,7 @@ class Row:
     bound: float = 0.0
     traffic_limited: bool = False
     spread: float = 1.0
+    others: float = 0.0
     goal: Goal | None = field(default=None)
     two_goal: Goal | None = field(default=None)
 
@@ -144,7 +150,7 @@ class Row:
     @property
     def own_verdict(self) -> str:
         """The verdict if the share against lath's own dense product were the share."""
-        if self.goal is None or self.goal.quantity != "share" or self.share_own is None:
+        if self.goal is None or not self.goal.own or self.share_own is None:
             return ""
         floor = self.goal.floor
         if self.traffic_limited and self.bound:
@@ -157,7 +163,7 @@ class Row:
 
     @property
     def disturbed(self) -> bool:
-        return self.spread >= QUIET
+        return self.spread >= QUIET_SPREAD or (self.threads > 1 and self.others >= QUIET_OTHERS)
 
     def replace(self, **changes) -> Row:
         return dataclasses.replace(self, **changes)
@@ -169,3 +175,9 @@ class Row:
     def from_dict(cls, values: dict) -> Row:
         goals = {name: Goal(**values[name]) if values[name] else None for name in ("goal", "two_goal")}
         return cls(**{**values, **goals})
+
+
+def disturbance(timings: Iterable[Timing]) -> dict[str, float]:
+    """The fields ``spread`` and ``others`` of a row that these timings make up."""
+    timings = list(timings)
+    return {"spread": max(t.spread for t in timings), "others": max(t.others for t in timings)}

@@ -9,6 +9,7 @@ Nothing here fails because something is slow: the tables say what was measured, 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import sys
@@ -59,6 +60,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default=list(RUNS),
         help=f"sections to run: {', '.join(RUNS)} (the table of lath's dense product comes with forward)",
     )
+    parser.add_argument("--seconds", type=float, help="time of one comparison, if five rounds take less than that")
     parser.add_argument(
         "--threads", type=int, default=1, help="threads; more than one is timed by wall clock (default: 1)"
     )
@@ -77,6 +79,8 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     effort = EFFORTS[options.effort]
+    if options.seconds is not None:
+        effort = dataclasses.replace(effort, seconds=options.seconds)
     start = time.perf_counter()
     show = _Progress(start)
     show("limits of the machine")
@@ -86,7 +90,7 @@ def main() -> None:
     if options.rows_to is not None:
         options.rows_to.write_text(json.dumps([row.as_dict() for row in rows]))
         return
-    complete = options.effort == "full" and len(options.only) == len(RUNS) and options.threads == 1
+    complete = options.effort == "full" and set(options.only) == set(RUNS) and options.threads == 1
     folder = options.out or _folder(context.machine.short_name, complete)
     finish(context, rows, folder, time.perf_counter() - start)
 

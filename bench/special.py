@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,11 +15,11 @@ from pathlib import Path
 
 import lath
 import torch
-from cases import label
+from cases import Case, label, own_linear, rows_of
 from context import Context, Shape
 from layers import Layers, dense_module, filled, thin_module, two_modules
 from measure import Contender
-from rows import Goal, Row
+from rows import Goal, Row, disturbance
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,40 +34,53 @@ PLAN_GOAL = Goal("speed-up", 0.97, 1.0)
 
 
 def plan(context: Context) -> Iterator[Row]:
-    """``module(x)`` at ranks up to full, as it is and frozen, against ``nn.Linear``."""
+    """``module(x)`` at ranks up to full against ``nn.Linear``: in inference as it is and frozen, and in training."""
     for shape in ((1024, 1024), (768, 3072)):
-        swept = [max(1, round(min(shape) * part)) for part in context.effort.sweep]
-        layers = Layers(shape, swept, 1)
+        layers = Layers(shape, [max(1, round(min(shape) * part)) for part in context.effort.sweep], 1)
         for rows in (1, 16, 256):
-            x = filled(rows, shape[0])
-            calls: dict[object, Callable] = {"dense": partial(_call, dense_module(*layers.dense[0]), x)}
-            for rank, factors in layers.factors.items():
-                module, frozen = thin_module(*factors[0]).eval(), thin_module(*factors[0]).eval()
-                calls["two", rank] = partial(_call, two_modules(*factors[0]), x)
-                calls["as is", rank] = partial(_call, module, x)
-                if frozen.freeze():
-                    calls["frozen", rank] = partial(_call, frozen, x)
             with torch.inference_mode():
-                timings = context.compare(f"plan {label(shape)}, {rows} rows", calls)
-            for kind, rank in (name for name in calls if name[0] in ("as is", "frozen")):
-                timed = [timings["dense"], timings["two", rank], timings[kind, rank]]
-                yield Row(
-                    section="plan",
-                    case=label(shape),
-                    mode=kind,
-                    rows=rows,
-                    rank=rank,
-                    threads=context.threads,
-                    isa=context.machine.isa,
-                    baseline=timings["dense"].median,
-                    lath=timings[kind, rank].median,
-                    two=timings["two", rank].median,
-                    dense_macs=rows * shape[0] * shape[1],
-                    macs=rows * rank * sum(shape),
-                    peak=context.peak,
-                    spread=max(timing.spread for timing in timed),
-                    goal=PLAN_GOAL,
-                )
+                yield from _plan_inference(context, layers, rows)
+        yield from _plan_training(context, layers, 256)
+
+
+def _plan_inference(context: Context, layers: Layers, rows: int) -> Iterator[Row]:
+    x = filled(rows, layers.shape[0])
+    calls: dict[object, Callable] = {
+        "dense": partial(_call, dense_module(*layers.dense[0]), x),
+        "own": partial(own_linear, x, *layers.dense[0]),
+    }
+    for rank, (factors,) in layers.factors.items():
+        calls["two", rank] = partial(_call, two_modules(*factors), x)
+        calls["lath", rank] = partial(_call, thin_module(*factors).eval(), x)
+        frozen = thin_module(*factors).eval()
+        if frozen.freeze():
+            calls["frozen", rank] = partial(_call, frozen, x)
+    timings = context.compare(f"plan {label(layers.shape)}, {rows} rows", calls)
+    case = Case("plan", layers, "hot", rows)
+    for row in rows_of(context, case, timings, dict.fromkeys(layers.ranks, PLAN_GOAL)):
+        yield row.replace(mode="as is", two_goal=None)
+        if ("frozen", row.rank) in timings:
+            # A frozen layer is a dense product; the bound of the factored one says nothing about it.
+            seconds = timings["frozen", row.rank].median
+            yield row.replace(mode="frozen", lath=seconds, macs=row.dense_macs, bound=0.0, two_goal=None)
+
+
+def _plan_training(context: Context, layers: Layers, rows: int) -> Iterator[Row]:
+    """Up to break-even there is a goal; beyond, the factors hold more weights than the dense layer."""
+    x, dy = filled(rows, layers.shape[0]).requires_grad_(), filled(rows, layers.shape[1])
+
+    def step(module: nn.Module):
+        return torch.autograd.grad(module(x), (x, *module.parameters()), dy)
+
+    calls: dict[object, Callable] = {"dense": partial(step, dense_module(*layers.dense[0]))}
+    for rank, (factors,) in layers.factors.items():
+        calls["two", rank] = partial(step, two_modules(*factors))
+        calls["lath", rank] = partial(step, thin_module(*factors))
+    timings = context.compare(f"plan {label(layers.shape)}, training", calls)
+    case = Case("plan", layers, "hot", rows, training=True)
+    goals = {rank: PLAN_GOAL if rank * sum(layers.shape) < math.prod(layers.shape) else None for rank in layers.ranks}
+    for row in rows_of(context, case, timings, goals):
+        yield row.replace(mode="training", two_goal=None)
 
 
 # ---- two nn.Linear, compiled -----------------------------------------------------------------------------------------
@@ -90,28 +104,15 @@ def compiled(context: Context) -> Iterator[Row]:
                 continue
             calls = {
                 "dense": partial(_call, dense, x),
-                "two": partial(two, x),
-                "lath": partial(_call, thin_module(*factors).eval(), x),
+                "own": partial(own_linear, x, *layers.dense[0]),
+                ("two", rank): partial(two, x),
+                ("lath", rank): partial(_call, thin_module(*factors).eval(), x),
             }
             with torch.no_grad():
                 timings = context.compare(f"compiled {label(shape)}, {rows} rows", calls)
-            yield Row(
-                section="compiled",
-                case=label(shape),
-                mode="hot",
-                rows=rows,
-                rank=rank,
-                threads=context.threads,
-                isa=context.machine.isa,
-                baseline=timings["dense"].median,
-                lath=timings["lath"].median,
-                two=timings["two"].median,
-                dense_macs=rows * shape[0] * shape[1],
-                macs=rows * rank * sum(shape),
-                peak=context.peak,
-                spread=max(timing.spread for timing in timings.values()),
-                goal=Goal("vs two", 1.0, 2.0 if rows <= 16 else 1.15),
-            )
+            goals = {rank: Goal("vs two", 1.0, 2.0 if rows <= 16 else 1.15)}
+            for row in rows_of(context, Case("compiled", layers, "hot", rows), timings, goals):
+                yield row.replace(two_goal=None)
 
 
 def _compile(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
@@ -157,7 +158,7 @@ def frobenius(context: Context) -> Iterator[Row]:
         dense_macs=3 * rank * n * n,
         macs=2 * rank * rank * 2 * n,
         peak=context.peak,
-        spread=max(timing.spread for timing in timings.values()),
+        **disturbance(timings.values()),
         goal=Goal("speed-up", 2.3, 4.0),
     )
 
@@ -208,7 +209,7 @@ def _scaling(context: Context, layers: Layers, rank: int, rows: int) -> Iterator
             dense_macs=rows * macs,
             macs=rows * macs,
             peak=2 * context.machine.isa_peak,
-            spread=max(one.spread, two.spread),
+            **disturbance((one, two)),
             goal=Goal("speed-up", 1.8, 1.9) if kind == "lath" else None,
         )
 
@@ -282,6 +283,6 @@ def overhead(context: Context) -> Iterator[Row]:
             baseline=timed["dense"].median,
             lath=timed["lath"].median,
             two=timed["two"].median if "two" in timed else None,
-            spread=max(timing.spread for timing in timed.values()),
+            **disturbance(timed.values()),
             goal=goals[case],
         )

@@ -10,9 +10,9 @@ from functools import partial
 
 import lath
 import torch
-from cases import FLOAT, Case, label, own_linear, ranks, rows_of
+from cases import Case, label, own_linear, ranks, rows_of
 from context import Context
-from layers import Layers, contenders, filled, round_robin
+from layers import Layers, contenders, filled, kept_results, round_robin
 from measure import Contender, Timing
 from rows import Goal, Row
 from torch import Tensor
@@ -28,8 +28,8 @@ def _two(x: Tensor, weight_v: Tensor, weight_u: Tensor, bias: Tensor) -> Tensor:
 
 def _goal(rank: int) -> Goal | None:
     if rank >= 64:
-        return Goal("share", 0.85, 0.95)
-    return Goal("share", 0.75, 0.85) if rank == 48 else None
+        return Goal("share", 0.85, 0.95, own=True)
+    return Goal("share", 0.75, 0.85, own=True) if rank == 48 else None
 
 
 def training(context: Context) -> Iterator[Row]:
@@ -48,8 +48,7 @@ def training(context: Context) -> Iterator[Row]:
 def _time_gradients(context: Context, case: Case) -> dict[object, Timing]:
     n_in, n_out = case.layers.shape
     x, dy = filled(case.rows, n_in).requires_grad_(), filled(case.rows, n_out)
-    size = FLOAT * (case.rows * n_in + n_in * n_out)
-    kept: deque = deque(maxlen=0 if case.mode == "hot" else context.copies(size))
+    kept = kept_results(context, case.mode, (case.rows, n_in), (n_out, n_in))
 
     def gradients(product, *weights):
         return torch.autograd.grad(product(x, *weights), (x, *weights), dy)
