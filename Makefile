@@ -70,7 +70,7 @@ test-python: $(INSTALLED) $(TEST_PACKAGES) ## tests of operators, modules and th
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-oldest: $(INSTALLED) ## the same binary under the oldest torch (2.10.0), in an environment of its own
-	@$(SETUP) $(OLD_VENV) --torch 2.10.0 test
+	@$(SETUP) $(OLD_VENV) test --torch 2.10.0
 	@$(OLD_VENV)/bin/python -m pip install -q --no-deps --no-index --force-reinstall dist/lath-*.whl
 	@$(OLD_VENV)/bin/python -m pytest $(ARGS)
 

@@ -2,7 +2,7 @@
 """Makes a virtual environment with torch and groups of packages from pyproject.toml.
 
     python3 tools/venv.py .venv build test
-    python3 tools/venv.py .venv-oldest --torch 2.10.0 test
+    python3 tools/venv.py .venv-oldest test --torch 2.10.0
 
 A torch >= 2.10 that this Python already has is used, unless --torch asks for a version; else the newest is installed.
 Running it again installs what is missing and takes seconds.
@@ -129,7 +129,7 @@ def main() -> int:
     parser.add_argument("environment", type=Path)
     parser.add_argument("groups", nargs="*", help="optional dependency groups of pyproject.toml")
     parser.add_argument("--torch", metavar="VERSION", help="install exactly this version")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     try:
         if sys.version_info < OLDEST_PYTHON:
             raise SetupError(
