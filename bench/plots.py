@@ -9,6 +9,17 @@ from pathlib import Path
 from rows import Row
 from tables import SECTIONS, by_section
 
+# Properties of a row and how they are drawn.
+_LINES = {
+    "share": {"marker": "o", "linestyle": "-"},
+    "share_own": {"marker": ".", "linestyle": ":"},
+    "share_two": {"marker": ".", "linestyle": "--", "alpha": 0.6},
+}
+_LABELS = {
+    "share": "lath",
+    "share_own": "lath, against its own\ndense product",
+    "share_two": "two nn.Linear",
+}
 _MARKS = {"target": ("o", "tab:green"), "floor": ("o", "tab:orange"), "below": ("X", "tab:red")}
 
 
@@ -20,6 +31,7 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[Path]:
     figures = {"share_against_rank.png": _share_against_rank(rows), "goals.png": _goals(rows)}
     written = []
     for name, figure in figures.items():
+        (folder / name).unlink(missing_ok=True)
         if figure is not None:
             figure.savefig(folder / name, dpi=110)
             written.append(folder / name)
@@ -27,38 +39,41 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[Path]:
 
 
 def _share_against_rank(rows: Sequence[Row]):
-    """A panel per batch size: lath in full lines, two nn.Linear dashed, full share as the line at 1."""
+    """A panel per batch size: a colour per shape, a line style per comparison, full share as the line at 1."""
     from matplotlib.figure import Figure
 
     swept = [row for row in rows if row.section == "plan" and row.mode == "as is"]
     wide = [row for row in rows if row.section == "forward" and row.mode == "rotating" and row.rows > 256]
-    panels = {
-        count: [row for row in (*swept, *wide) if row.rows == count]
-        for count in sorted({r.rows for r in (*swept, *wide)})
-    }
-    if not panels:
+    found = [*swept, *wide]
+    if not found:
         return None
-    figure = Figure(figsize=(4.2 * len(panels), 4.0), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (count, found) in zip(axes, panels.items(), strict=True):
-        for colour, case in enumerate(dict.fromkeys(row.case for row in found)):
-            points = sorted((row.rank, row.share, row.share_own, row.share_two) for row in found if row.case == case)
-            n_in, n_out = map(int, case.split("->"))
-            x = [point[0] / min(n_in, n_out) for point in points]
-            axis.plot(x, [point[1] for point in points], "o-", color=f"C{colour}", label=f"lath {case}")
-            axis.plot(
-                x, [point[3] for point in points], ".--", color=f"C{colour}", alpha=0.6, label=f"two nn.Linear {case}"
-            )
+    counts = sorted({row.rows for row in found})
+    colours = {case: f"C{i}" for i, case in enumerate(dict.fromkeys(row.case for row in found))}
+    figure = Figure(figsize=(3.6 * len(counts) + 2.4, 4.0), layout="constrained")
+    for axis, count in zip(figure.subplots(1, len(counts), squeeze=False)[0], counts, strict=True):
+        for case, colour in colours.items():
+            points = sorted((row for row in found if (row.rows, row.case) == (count, case)), key=lambda row: row.rank)
+            narrow = min(map(int, case.split("->")))
+            for name, style in _LINES.items():
+                shares = [(row.rank / narrow, getattr(row, name)) for row in points if getattr(row, name) is not None]
+                axis.plot(*zip(*shares, strict=True) if shares else ([], []), color=colour, **style)
         axis.axhline(1.0, color="black", linewidth=1)
         axis.set_xscale("log", base=2)
         axis.set_ylim(bottom=0)
         axis.set_title(f"{count} row{'s' if count > 1 else ''}")
         axis.set_xlabel("rank / min(in, out)")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
-    axes[0].set_ylabel("realized share = speed-up / MAC ratio")
+    figure.axes[0].set_ylabel("realized share = speed-up / MAC ratio")
+    figure.legend(handles=_legend(colours), loc="outside right center", fontsize="small")
     figure.suptitle("How much of the saved work becomes saved time")
     return figure
+
+
+def _legend(colours: dict[str, str]) -> list:
+    from matplotlib.lines import Line2D
+
+    shapes = [Line2D([], [], color=colour, linewidth=4, label=case) for case, colour in colours.items()]
+    return shapes + [Line2D([], [], color="gray", label=_LABELS[name], **style) for name, style in _LINES.items()]
 
 
 def _goals(rows: Sequence[Row]):

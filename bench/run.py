@@ -17,6 +17,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+try:
+    import lath  # noqa: F401  (tried here for a message; the modules below need it)
+except ImportError as error:
+    sys.exit(f"{error}\nInstall lath (`make bench` does), or name a build: see bench/README.md.")
+
 import cases
 import machine
 import network
@@ -128,14 +133,18 @@ def finish(context: Context, rows: list[Row], folder: Path, seconds: float) -> N
     if remark:
         print(remark)
     folder.mkdir(parents=True, exist_ok=True)
-    for section, found in tables.by_section(rows).items():
-        tables.write_csv(folder / f"{section}.csv", found)
+    found = tables.by_section(rows)
+    for section in tables.SECTIONS:
+        (folder / f"{section}.csv").unlink(missing_ok=True)
+        if section in found:
+            tables.write_csv(folder / f"{section}.csv", found[section])
     title = f"Benchmark of {datetime.date.today():%Y-%m-%d}, {context.machine.cpu}, {context.threads} thread(s)"
-    tables.write_markdown(folder / "summary.md", title, context.machine, rows, context.notes)
+    pictures: list[Path] = []
     try:
-        plots.draw(folder, rows)
+        pictures = plots.draw(folder, rows)
     except ImportError as error:
         print(f"no plots: {error} (pip install matplotlib)")
+    tables.write_markdown(folder / "summary.md", title, context.machine, rows, context.notes, pictures)
     print(f"\n{seconds:.0f} s; results in {folder}")
 
 

@@ -239,12 +239,20 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
             writer.writerow([f"{v:.5g}" if isinstance(v, float) else "" if v is None else v for v in values])
 
 
-def write_markdown(path: Path, title: str, machine: Machine, rows: Sequence[Row], notes: Sequence[str]) -> None:
+def write_markdown(
+    path: Path,
+    title: str,
+    machine: Machine,
+    rows: Sequence[Row],
+    notes: Sequence[str],
+    pictures: Sequence[Path],
+) -> None:
     """The whole run as a page."""
     remarks = [*machine.remarks(), dense_remark(machine, rows), *notes]
     parts = [f"# {title}", "```\n" + "\n".join(machine.lines()) + "\n```"]
     parts += [f"- {remark}" for remark in remarks if remark]
-    parts += ["## Summary", as_markdown(summary(rows)), "![realized share against rank](share_against_rank.png)"]
+    parts += ["## Summary", as_markdown(summary(rows))]
+    parts += [f"![{picture.stem.replace('_', ' ')}]({picture.name})" for picture in pictures]
     parts += ["```\n" + LEGEND + "\n```"]
     for name, found in by_section(rows).items():
         parts += [f"## {SECTIONS[name].title}", SECTIONS[name].caption, as_markdown(cells(found))]
