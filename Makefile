@@ -13,7 +13,7 @@ ARGS ?=
 
 VENV := .venv
 OLD_VENV := .venv-oldest
-BIN := $(CURDIR)/$(VENV)/bin
+BIN := $(VENV)/bin
 CMAKE := $(BIN)/cmake
 CTEST := $(BIN)/ctest
 SETUP := $(PYTHON) tools/venv.py
@@ -27,7 +27,7 @@ HAVE_CLANG := $(shell command -v clang && command -v clang++)
 # The thread sanitizer of older compilers cannot live with much address randomization.
 FIXED_ADDRESSES := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
-export PATH := $(BIN):$(PATH)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 

@@ -18,6 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST_PYTHON = (3, 10)
 OLDEST_TORCH = (2, 10)
+# What older systems bring cannot do all that is asked of it here.
+PIP = "pip>=23.1"
 # Groups of programs: they belong into the bin folder of the environment, even where a shared folder has their packages.
 PROGRAMS = {"build", "format"}
 
@@ -63,6 +65,7 @@ def create(environment: Path, shared: list[str]) -> None:
         create_without_ensurepip(command, environment)
     packages = next(environment.glob("lib/python3*/site-packages"))
     (packages / "_shared.pth").write_text("".join(f"import site; site.addsitedir({folder!r})\n" for folder in shared))
+    install(environment / "bin" / "python", [PIP])
 
 
 def create_without_ensurepip(command: list[str], environment: Path) -> None:
