@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "codes.h"
+#include "workspace.h"
 
 static void release(AtenTensorHandle *handles, int count) {
   for (int i = 0; i < count; i++) aoti_torch_delete_tensor_object(handles[i]);
@@ -17,11 +18,13 @@ void call_run(const char *op, call_kernel kernel, int num_tensors, StableIValue 
   struct call call; /* 17 KiB, for the most part never touched */
   call.op = op;
   call.args = stack;
+  call.workspace = NULL;
   call.num_outputs = call.num_output_tensors = call.num_owned = 0;
   for (int i = 0; i < num_tensors; i++) call_own(&call, (AtenTensorHandle)(uintptr_t)stack[i]);
 
   const bool ok = kernel(&call);
 
+  workspace_give(call.workspace);
   release(call.owned, call.num_owned);
   if (ok) {
     memcpy(stack, call.outputs, (size_t)call.num_outputs * sizeof *stack);
@@ -96,9 +99,6 @@ void call_output_int(struct call *call, int64_t value) { call->outputs[call->num
 bool call_workspace(struct call *call, size_t bytes, void **workspace) {
   *workspace = call->small_workspace;
   if (bytes <= CALL_SMALL_WORKSPACE) return true;
-  AtenTensorHandle tensor;
-  const int64_t size = bytes < INT64_MAX ? (int64_t)bytes : INT64_MAX;
-  if (!call_new_tensor(call, "workspace", 1, &size, codes.uint8, &tensor)) return false;
-  call_own(call, tensor);
-  return data_of(call, "workspace", tensor, workspace);
+  *workspace = call->workspace = workspace_take(bytes);
+  return *workspace || call_fail(call, "workspace", "out of memory for %zu bytes", bytes);
 }

@@ -18,7 +18,7 @@
 
 enum {
   CALL_MAX_DIM = 64,
-  CALL_MAX_OWNED = 16, /* arguments, contiguous copies of them, one workspace */
+  CALL_MAX_OWNED = 16, /* arguments, contiguous copies of them */
   CALL_MAX_OUTPUTS = 5,
   CALL_MESSAGE_BYTES = 768,    /* longer messages are cut */
   CALL_SMALL_WORKSPACE = 16384 /* a workspace up to this size comes from the stack */
@@ -30,6 +30,7 @@ struct call {
   int num_outputs, num_output_tensors, num_owned;
   StableIValue outputs[CALL_MAX_OUTPUTS];
   AtenTensorHandle output_tensors[CALL_MAX_OUTPUTS];
+  void *workspace;                        /* NULL: none, or the small one */
   AtenTensorHandle owned[CALL_MAX_OWNED]; /* the tensor arguments come first, at their own index */
   char message[CALL_MESSAGE_BYTES];
   _Alignas(64) unsigned char small_workspace[CALL_SMALL_WORKSPACE];

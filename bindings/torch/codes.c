@@ -12,7 +12,6 @@ void codes_load(void) {
   codes = (struct codes){
       .cpu = aoti_torch_device_type_cpu(),
       .strided = aoti_torch_layout_strided(),
-      .uint8 = aoti_torch_dtype_uint8(),
       .dtype =
           {
               [LATH_F32] = aoti_torch_dtype_float32(),

@@ -9,7 +9,7 @@
 #include "lath.h"
 
 struct codes {
-  int32_t cpu, strided, uint8;
+  int32_t cpu, strided;
   int32_t dtype[3]; /* indexed by lath_dtype */
 };
 

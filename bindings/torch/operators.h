@@ -20,28 +20,28 @@
 #ifndef LATH_OPERATORS_H
 #define LATH_OPERATORS_H
 
-#define LATH_OPERATORS(X)                                                                                                      \
-  X(linear, "(Tensor x, Tensor weight, Tensor bias) -> Tensor", "CPU", op_linear)                                              \
-  X(lowrank_linear,                                                                                                            \
-    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, int association=0) -> Tensor", "CPU",        \
-    op_lowrank_linear)                                                                                                         \
-  X(lowrank_linear_forward,                                                                                                    \
-    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, bool save=True, int association=0)"          \
-    " -> (Tensor y, Tensor p)",                                                                                                \
-    "CPU", op_lowrank_linear_forward)                                                                                          \
-  X(lowrank_linear_backward,                                                                                                   \
-    "(Tensor dy, Tensor x, Tensor weight_v, Tensor weight_u, Tensor inner_bias, Tensor p, int mask=31, int association=0)"     \
-    " -> (Tensor dx, Tensor dv, Tensor du, Tensor d_bias, Tensor d_inner_bias)",                                               \
-    "CPU", op_lowrank_linear_backward)                                                                                         \
-  X(frobenius_decay, "(Tensor weight_v, Tensor weight_u) -> (Tensor value, Tensor gram_v, Tensor gram_u)", "CPU",              \
-    op_frobenius_decay)                                                                                                        \
-  X(frobenius_decay_backward,                                                                                                  \
-    "(Tensor grad, Tensor weight_v, Tensor weight_u, Tensor gram_v, Tensor gram_u) -> (Tensor dv, Tensor du)", "CPU",          \
-    op_frobenius_decay_backward)                                                                                               \
-  X(lowrank_linear_plan,                                                                                                       \
-    "(int rows, int in_features, int rank, int out_features, int association=0, bool backward=False)"                          \
-    " -> (int association, int kernel, int macs, int dense_macs, bool save_intermediate)",                                     \
-    "CompositeExplicitAutograd", op_lowrank_linear_plan)                                                                       \
+#define LATH_OPERATORS(X)                                                                                                  \
+  X(linear, "(Tensor x, Tensor weight, Tensor bias) -> Tensor", "CPU", op_linear)                                          \
+  X(lowrank_linear,                                                                                                        \
+    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, int association=0) -> Tensor", "CPU",    \
+    op_lowrank_linear)                                                                                                     \
+  X(lowrank_linear_forward,                                                                                                \
+    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, bool save=True, int association=0)"      \
+    " -> (Tensor y, Tensor p)",                                                                                            \
+    "CPU", op_lowrank_linear_forward)                                                                                      \
+  X(lowrank_linear_backward,                                                                                               \
+    "(Tensor dy, Tensor x, Tensor weight_v, Tensor weight_u, Tensor inner_bias, Tensor p, int mask=31, int association=0)" \
+    " -> (Tensor dx, Tensor dv, Tensor du, Tensor d_bias, Tensor d_inner_bias)",                                           \
+    "CPU", op_lowrank_linear_backward)                                                                                     \
+  X(frobenius_decay, "(Tensor weight_v, Tensor weight_u) -> (Tensor value, Tensor gram_v, Tensor gram_u)", "CPU",          \
+    op_frobenius_decay)                                                                                                    \
+  X(frobenius_decay_backward,                                                                                              \
+    "(Tensor grad, Tensor weight_v, Tensor weight_u, Tensor gram_v, Tensor gram_u) -> (Tensor dv, Tensor du)", "CPU",      \
+    op_frobenius_decay_backward)                                                                                           \
+  X(lowrank_linear_plan,                                                                                                   \
+    "(int rows, int in_features, int rank, int out_features, int association=0, bool backward=False)"                      \
+    " -> (int association, int kernel, int macs, int dense_macs, bool save_intermediate)",                                 \
+    "CompositeExplicitAutograd", op_lowrank_linear_plan)                                                                   \
   X(cpu_isa, "() -> int", "CompositeExplicitAutograd", op_cpu_isa)
 
 #endif
