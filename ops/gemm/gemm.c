@@ -17,7 +17,7 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int lath_panel_vecs(const struct lath_kernels *kernels, int64_t n) {
-  static const int order[] = {4, 2, 3, 1}; /* at equal waste, the earlier one */
+  static const int order[] = {2, 3, 4, 1}; /* at equal waste, the earlier one */
   int best = 4;
   int64_t least = INT64_MAX;
   for (int i = 0; i < 4; i++) {

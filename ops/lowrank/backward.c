@@ -15,9 +15,10 @@
 #include "gemm/gemm.h"
 #include "lowrank/lowrank.h"
 
-#define TILE_FLOATS (INT64_C(1) << 17) /* of x and dy in a tile: 512 KiB */
-#define TILE_ROWS_MIN 48
-#define TILE_ROWS_MAX 64
+/* Rows in a tile: as many as the rank, within these bounds. A strip reads x and dy once more from beyond L2 when it is too long, at a
+ * cost that falls with the rank; it reads and writes du and dv once per strip, at a cost that falls with its length. */
+#define TILE_ROWS_MIN 64
+#define TILE_ROWS_MAX 256
 #define SHARE 64 /* columns are dealt out in whole panels */
 
 struct backward {
@@ -64,7 +65,7 @@ static struct backward prepare(const struct lath_lowrank_linear *a, const struct
                                struct lath_arena *arena) {
   struct backward b = {.a = a, .kernels = lath_kernels(), .few = kernel == LATH_LOWRANK_ROWS};
   b.workers = lath_host_workers(host, 2 * a->rows * a->rank * (a->in + a->out));
-  b.strip = b.few ? a->rows : b.workers * clamp(TILE_FLOATS / (a->in + a->out + 1), TILE_ROWS_MIN, TILE_ROWS_MAX);
+  b.strip = b.few ? a->rows : b.workers * clamp(a->rank, TILE_ROWS_MIN, TILE_ROWS_MAX);
   b.wants_p = a->du != NULL;
   b.wants_dp = a->dx || a->dv || a->d_inner_bias;
   lath_lowrank_weights_take(&b.weights, a, arena);
