@@ -1,23 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measuring networks: time in turns, memory of tensors, multiply-adds."""
+"""Measuring networks: time in turns, peak memory, multiply-adds."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
+import gc
 import statistics
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from lath.nn import LowRankLinear
 from torch import nn
 
+EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # blocks from this size on come from the system and go back to it
 _BATCH_SECONDS = 2e-3  # one timed batch of calls, long against the grain of the clock
 
 
@@ -75,45 +71,30 @@ def _time(call: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def peak_memory(run: Callable[[], object]) -> int:
-    """The most bytes that tensors made by ``run`` take at one time, as torch's profiler of allocations sees it.
+def peak_memory(run: Callable[[], object]) -> int | None:
+    """Bytes by which the process grows at most while ``run`` runs, as the kernel counts resident memory.
 
-    That is what ``torch.cuda.max_memory_allocated`` tells on a GPU: weights, gradients, activations, the state of the
-    optimizer and the workspaces of lath, provided that ``run`` makes them. The interpreter, the code of the libraries
-    and buffers that a BLAS allocates for itself are not in it, so the figure is the same in every run.
+    That is all there is: tensors, scratch memory of lath, buffers that a BLAS keeps for itself. Call it in a process of
+    its own with :data:`EXACT_MEMORY` in its environment, lest memory that was freed earlier and kept by the allocator
+    serves ``run`` unseen.
+
+    Returns:
+        None where the kernel does not tell, or does not allow to reset its high-water mark.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        with _silent_profiler():
-            with torch.profiler.profile(
-                activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-            ) as profiler:
-                run()
-            profiler.export_chrome_trace(str(trace))
-        events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
-    taken = peak = 0
-    for event in sorted(events, key=lambda e: e["ts"]):
-        taken += event["args"]["Bytes"]
-        peak = max(peak, taken)
-    return peak
-
-
-@contextlib.contextmanager
-def _silent_profiler() -> Iterator[None]:
-    """The profiler reports its start, its stop and a missing GPU on the file descriptors of the process."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [os.dup(descriptor) for descriptor in (1, 2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    gc.collect()
     try:
-        for descriptor in (1, 2):
-            os.dup2(nowhere, descriptor)
-        yield
-    finally:
-        for descriptor, copy in zip((1, 2), kept, strict=True):
-            os.dup2(copy, descriptor)
-            os.close(copy)
-        os.close(nowhere)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        run()
+        return max(0, _status("VmHWM") - before)
+    except OSError:
+        return None
+
+
+def _status(field: str) -> int:
+    """A number of bytes in /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def products(model: nn.Module) -> list[int]:
