@@ -19,7 +19,7 @@ CTEST := $(BIN)/ctest
 SETUP := $(PYTHON) tools/venv.py
 FETCH := $(PYTHON) tools/fetch.py
 BUILD_PACKAGES := $(VENV)/.build
-TEST_PACKAGES := $(VENV)/.test
+TEST_PACKAGES := $(VENV)/.test $(VENV)/.examples
 INSTALLED := $(VENV)/.lath
 NATIVE := CMakeLists.txt $(shell find ops bindings/torch -name '*.[ch]' -o -name '*.inc' 2>/dev/null)
 PACKAGE := pyproject.toml $(shell find bindings/python -name '*.py' -o -name 'py.typed' 2>/dev/null)
@@ -66,11 +66,11 @@ test-sanitize: $(BUILD_PACKAGES) ## C tests under the address, undefined behavio
 	@$(call run_c_tests,asan)
 	@$(call run_c_tests,tsan,$(FIXED_ADDRESSES))
 
-test-python: $(INSTALLED) $(TEST_PACKAGES) ## tests of operators, modules and the wheel, on the installed package
+test-python: $(INSTALLED) $(TEST_PACKAGES) ## tests of operators, modules, examples and the wheel, on the installed package
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-oldest: $(INSTALLED) ## the same binary under the oldest torch (2.10.0), in an environment of its own
-	@$(SETUP) $(OLD_VENV) test --torch 2.10.0
+	@$(SETUP) $(OLD_VENV) test examples --torch 2.10.0
 	@$(OLD_VENV)/bin/python -m pip install -q --no-deps --no-index --force-reinstall dist/lath-*.whl
 	@$(OLD_VENV)/bin/python -m pytest $(ARGS)
 

@@ -2,7 +2,7 @@
 """Makes a virtual environment with torch and groups of packages from pyproject.toml.
 
     python3 tools/venv.py .venv build test
-    python3 tools/venv.py .venv-oldest test --torch 2.10.0
+    python3 tools/venv.py .venv-oldest test examples --torch 2.10.0
 
 A torch >= 2.10 that this Python already has is used, unless --torch asks for a version; else the newest is installed.
 Running it again installs what is missing and takes seconds.
