@@ -140,7 +140,7 @@ def warm_up(model: nn.Module, split: Split, args: argparse.Namespace) -> None:
 
 
 def train_epoch(contestants: dict[str, Contestant], batches: tuple[Tensor, ...], data: FashionMNIST, bar: tqdm) -> None:
-    length = max(1, len(batches) // TURNS_PER_EPOCH)
+    length = -(-len(batches) // TURNS_PER_EPOCH)
     order = list(contestants.values())
     for turn, start in enumerate(range(0, len(batches), length), start=1):
         mine = batches[start : start + length]

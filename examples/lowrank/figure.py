@@ -17,6 +17,7 @@ from measure import Workload
 COLOURS = ("#8a8f98", "#d98324", "#0b6e69")  # dense, two nn.Linear, lath
 INK, MUTED, GRID = "#1f2430", "#6b7079", "#e4e6ea"
 DASHES = (0, (4, 2))
+BLANK = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 STYLE = {
     "axes.edgecolor": MUTED,
     "axes.grid": True,
@@ -52,7 +53,7 @@ def draw(folder: Path, title: str, curves: dict[str, list[tuple[float, float]]],
     names = list(curves)
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(1, 3, figsize=(15, 5.4), width_ratios=(1.3, 0.8, 1.1))
-        figure.subplots_adjust(left=0.04, right=0.985, bottom=0.11, top=0.8, wspace=0.24)
+        figure.subplots_adjust(left=0.04, right=0.985, bottom=0.14, top=0.81, wspace=0.24)
         figure.text(0.04, 0.93, title, fontsize=14, fontweight="bold")
         patches = [Patch(color=colour, label=name) for name, colour in zip(names, COLOURS, strict=True)]
         figure.legend(handles=patches, loc="upper right", bbox_to_anchor=(0.99, 0.985), ncols=3, frameon=False)
@@ -94,10 +95,11 @@ def draw_steps(axis: Axes, names: list[str], load: Workload) -> None:
     dense, thin = names[0], names[-1]
     heights = [1e3 * load.seconds[name] for name in names]
     axis.bar(range(len(names)), heights, color=COLOURS, width=0.62)
+    bound, right = heights[0] / load.saving(thin, dense), len(names) - 0.5
     for i, (name, height) in enumerate(zip(names, heights, strict=True)):
         factor = "" if name == dense else f"{load.speedup(name, dense):.1f}x faster\n"
-        axis.text(i, height + 0.012 * max(heights), f"{factor}{height:.2f} ms", ha="center", va="bottom")
-    bound, right = heights[0] / load.saving(thin, dense), len(names) - 0.5
+        above = max(height, bound) + 0.012 * max(heights)
+        axis.text(i, above, f"{factor}{height:.2f} ms", ha="center", va="bottom")
     axis.plot([0.55, right], [bound, bound], color=INK, linewidth=1.4, linestyle=DASHES)
     axis.annotate(
         f"what {load.saving(thin, dense):.1f}x fewer\nmultiply-adds promise",
@@ -123,11 +125,11 @@ def draw_shares(axis: Axes, names: list[str], loads: list[Workload]) -> None:
         shares = [load.share(name, dense) for load in loads]
         axis.barh(at, shares, height=0.9 * height, color=colour)
         for y, share in zip(at, shares, strict=True):
-            axis.text(share + 0.012 * largest, y, f"{share:.2f}", va="center")
+            axis.text(share + 0.012 * largest, y, f"{share:.2f}", va="center", bbox=BLANK)
     axis.axvline(1.0, color=INK, linewidth=1.4, linestyle=DASHES)
     axis.set_yticks(range(len(loads)), [load.name.replace(", ", ",\n") for load in loads])
     axis.invert_yaxis()
     axis.set_xlim(0, 1.15 * max(1.0, largest))
-    axis.set_xlabel("speed-up over dense / saving in multiply-adds (1: saved work is saved time)")
+    axis.set_xlabel("speed-up over dense / saving in multiply-adds\n(at 1, saved work became saved time)")
     axis.grid(axis="y", visible=False)
     axis.set_title("Realized share of the saving")
