@@ -6,6 +6,13 @@
 #define LONG_K 128
 #define FEWEST_TO_EXPAND 12
 
+/* Rows up to which weights stay where they are: those that fit the caches, and those that do not (here from 8 MiB). */
+#define FEW_ROWS 32
+#define FEW_ROWS_OF_MANY 64
+#define MANY_WEIGHTS (INT64_C(1) << 21)
+
+int lath_few_rows(int64_t rows, int64_t weights) { return rows <= (weights < MANY_WEIGHTS ? FEW_ROWS : FEW_ROWS_OF_MANY); }
+
 static int uses_dot(int64_t m, int64_t k) { return k >= LONG_K || m < FEWEST_TO_EXPAND; }
 
 static int64_t padded_rows(const struct lath_kernels *kernels, int64_t m) {

@@ -48,6 +48,9 @@ struct lath_product {
 int64_t lath_product_scratch(const struct lath_kernels *kernels);
 void lath_multiply(const struct lath_kernels *kernels, const struct lath_product *product);
 
+/* Whether so few rows use so many weights (numbers) that rearranging the weights would cost more than it saves. */
+int lath_few_rows(int64_t rows, int64_t weights);
+
 /* C (m, n) = A W^T + bias with A (m, k) for few rows m, W (n, k) read in place and once. `scratch`: lath_few_rows_scratch floats. */
 int64_t lath_few_rows_scratch(const struct lath_kernels *kernels, int64_t m, int64_t k);
 void lath_multiply_few_rows(const struct lath_kernels *kernels, int64_t m, int64_t n, int64_t k, const float *a, int64_t s_a,

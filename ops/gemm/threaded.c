@@ -3,11 +3,10 @@
 #include "core/host.h"
 #include "gemm/gemm.h"
 
-#define FEW_ROWS 32
 #define COLUMNS_SHARE 16
 
 static int reads_in_place(const struct lath_gemm *g) {
-  return g->m <= FEW_ROWS && g->b_transposed && g->a_order == LATH_A_ROWS;
+  return lath_few_rows(g->m, g->n * g->k) && g->b_transposed && g->a_order == LATH_A_ROWS;
 }
 
 void lath_gemm_take(struct lath_gemm *g, const struct lath_host *host, struct lath_arena *arena) {

@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * plan.c - which route a low-rank product takes. Arithmetic on the shape only; the constants were measured (docs/planner.md). */
 #include "core/check.h"
+#include "gemm/gemm.h"
 #include "lowrank/lowrank.h"
-
-/* Up to this many rows, transposing the weights into panels costs more than the product saves by them. */
-#define FEW_ROWS 32
 
 /* Keeping p costs a write and a read of one float; computing it again costs `in` multiply-adds. They break even about here. */
 #define MIN_IN_TO_SAVE 32
@@ -26,7 +24,7 @@ static lath_association associate(const struct lath_lowrank_linear *a, int backw
 static lath_lowrank_kernel route(const struct lath_lowrank_linear *a, lath_association association) {
   if (a->dtype == LATH_F64) return LATH_LOWRANK_PLAIN;
   if (association == LATH_MERGED) return LATH_LOWRANK_MERGED;
-  return a->rows <= FEW_ROWS ? LATH_LOWRANK_ROWS : LATH_LOWRANK_TILES;
+  return lath_few_rows(a->rows, a->rank * (a->in + a->out)) ? LATH_LOWRANK_ROWS : LATH_LOWRANK_TILES;
 }
 
 lath_status lath_lowrank_linear_plan(const struct lath_lowrank_linear *a, int backward, struct lath_lowrank_plan *plan) {
