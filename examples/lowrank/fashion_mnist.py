@@ -39,6 +39,7 @@ LARGEST_RANK = (INPUT * HIDDEN - 1) // (INPUT + HIDDEN)  # beyond it the first l
 INFERENCE_BATCHES = (1, 64, 1024)
 TURNS_PER_EPOCH = 20  # the networks take turns: so many batches each, then the next one
 TURNS_PER_TEST = 5
+DISTURBED = 1.5
 
 
 @dataclass
@@ -254,6 +255,21 @@ def mebibytes(size: int | None) -> str:
     return "not known" if size is None else f"{size / 2**20:.1f} MiB"
 
 
+def shortest(path: str) -> str:
+    return min(path, os.path.relpath(path), key=len)
+
+
+def disturbance(contestants: dict[str, Contestant]) -> str:
+    """A line for the case that other processes took the processor, else nothing."""
+    excess = max(statistics.fmean(c.seconds) / statistics.median(c.seconds) for c in contestants.values())
+    if excess < DISTURBED:
+        return ""
+    return (
+        f"\nOther processes were at work: a mean training step took up to {excess:.1f} times the median one. "
+        "Repeat on a\nquiet machine, or with --threads 1, which suffers less."
+    )
+
+
 def agreement(lath_losses: list[float], pair_losses: list[float]) -> str:
     """How far two runs of the same function drift apart.
 
@@ -334,13 +350,13 @@ def main(argv: list[str] | None = None) -> int:
         f"Medians, threads: {threads}; the networks took turns. Realized share = speed-up / saving in multiply-adds.\n"
         "At 1, saved work became saved time; above, torch's dense product did not use what this processor can do.\n"
         "Training is a whole step with loss and optimizer. Memory is what a process grows by while it trains:\n"
-        "weights, gradients, optimizer, activations, scratch."
+        "weights, gradients, optimizer, activations, scratch." + disturbance(contestants)
     )
     print(f"\n{agreement(contestants[LATH].losses, contestants[PAIR].losses)}\n")
     title = f"MLP {INPUT}-{HIDDEN}-{HIDDEN}-{CLASSES} on Fashion-MNIST, rank {args.rank}, threads: {threads}"
     curves = {name: c.curve for name, c in contestants.items()}
     print(f"figure: {draw(args.output, title, curves, loads)}\n")
-    print(NEXT.format(even=LARGEST_RANK, python=Path(sys.executable).name))
+    print(NEXT.format(even=LARGEST_RANK, python=shortest(sys.executable)))
     return 0
 
 
