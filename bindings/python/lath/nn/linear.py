@@ -196,7 +196,7 @@ class LowRankLinear(Module):
         return lowrank_linear(x, *self._operands())
 
     def _operands(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """weight_v, weight_u, bias, inner_bias, past Module.__getattr__: its four calls cost as much as a small product."""
+        """weight_v, weight_u, bias, inner_bias, past Module.__getattr__: four calls of it cost as much as a product."""
         own = self._parameters
         try:
             return own["weight_v"], own["weight_u"], own["bias"], own["inner_bias"]
