@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 
 from ..factor import Decomposition, break_even_rank, check_rank, merge, merge_bias
-from ..ops import lowrank_linear
+from ..ops import linear, lowrank_linear
+
+# Up to so many rows lath's own dense product beats torch's: it reads the weight where it lies, torch's packs it first.
+_FEW_ROWS = 32
 
 # Names in checkpoints of two nn.Linear in a Sequential called `linear`, as in the public low-rank training code.
 _PAIR_NAMES = {
@@ -241,6 +244,8 @@ class LowRankLinear(Module):
         same = len(parameters) == len(frozen) and all(p is q for p, q in zip(parameters, frozen, strict=True))
         if not same or stamps != _stamps(parameters):
             return None
+        if x.numel() <= _FEW_ROWS * self.in_features and x.dtype is torch.float32 and x.is_cpu:
+            return linear(x, weight, bias)
         return torch.nn.functional.linear(x, weight, bias)
 
     def train(self, mode: bool = True) -> LowRankLinear:
