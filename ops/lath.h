@@ -99,6 +99,7 @@ struct lath_linear {
   size_t workspace_bytes;
 };
 
+/* The query checks the operands as the entry does. */
 LATH_API lath_status lath_linear_workspace(const struct lath_linear *args, const struct lath_host *host, size_t *bytes);
 LATH_API lath_status lath_linear(const struct lath_linear *args, const struct lath_host *host);
 LATH_API lath_status lath_linear_ref(const struct lath_linear *args);
@@ -109,7 +110,7 @@ LATH_API lath_status lath_linear_ref(const struct lath_linear *args);
 typedef enum lath_association {
   LATH_AUTO = 0, /* the planner takes the cheaper one */
   LATH_FACTORED, /* (x v^T) u^T: rank (in + out) multiply-adds a row */
-  LATH_MERGED    /* x (u v)^T: in out multiply-adds a row, and rank in out once per call */
+  LATH_MERGED    /* x (u v)^T: in out multiply-adds a row, and rank in out once per call; F64 stays factored */
 } lath_association;
 
 struct lath_lowrank_linear {
@@ -134,7 +135,7 @@ struct lath_lowrank_linear {
    * recomputed where it is needed. */
   void *p;
 
-  const void *dy; /* (rows, out); backward only, as all that follow */
+  const void *dy; /* (rows, out); backward only, as all that follow: NULL in the forward */
   int64_t s_dy;
   void *dx; /* (rows, in), or NULL: skipped, like each gradient below */
   int64_t s_dx;
@@ -167,6 +168,7 @@ struct lath_lowrank_plan {
 LATH_API lath_status lath_lowrank_linear_plan(const struct lath_lowrank_linear *args, int backward,
                                               struct lath_lowrank_plan *plan);
 
+/* The queries look at dtype, extents and association, and at which pointers are NULL. */
 LATH_API lath_status lath_lowrank_linear_workspace(const struct lath_lowrank_linear *args, const struct lath_host *host,
                                                    size_t *bytes);
 LATH_API lath_status lath_lowrank_linear(const struct lath_lowrank_linear *args, const struct lath_host *host);
