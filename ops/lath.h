@@ -179,6 +179,92 @@ LATH_API lath_status lath_lowrank_linear_backward_workspace(const struct lath_lo
 LATH_API lath_status lath_lowrank_linear_backward(const struct lath_lowrank_linear *args, const struct lath_host *host);
 LATH_API lath_status lath_lowrank_linear_backward_ref(const struct lath_lowrank_linear *args);
 
+/* ---- low-rank conv2d: a thin convolution to `rank` channels, then one to `out` channels -------------------------------------------- */
+
+/* How the kernel_h x kernel_w window is shared between the two. Groups are factored each on their own; per group
+ *
+ *   separable   v (rank, in, 1, kernel_w) along the rows of the image, then u (out, rank, kernel_h, 1) along its columns
+ *   pointwise   v (rank, in, kernel_h, kernel_w), then u (out, rank, 1, 1)
+ *
+ * Stride, padding and dilation of an axis belong to the convolution that has the kernel of this axis. So in the separable form the
+ * rows of padding above and below are zeros of the intermediate, without inner_bias. */
+typedef enum lath_conv_form { LATH_SEPARABLE = 0, LATH_POINTWISE } lath_conv_form;
+
+/* A batch of images, element (n, c, h, w) at data + n s_n + c s_c + h s_h + w s_w. Any strides for an input (0 for an expanded
+ * tensor, for example); outputs do not overlap. */
+struct lath_images {
+  void *data;
+  int64_t s_n, s_c, s_h, s_w;
+};
+
+struct lath_lowrank_conv2d {
+  lath_dtype dtype; /* of every operand but p */
+  lath_conv_form form;
+  int64_t batch, in, rank, out, groups; /* channels of x and y, multiples of groups; rank is that of one group */
+  int64_t height, width;                /* of x */
+  int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
+  int64_t pad_top, pad_bottom, pad_left, pad_right;
+
+  struct lath_images x;   /* (batch, in, height, width) */
+  const void *v;          /* (groups rank, in / groups, 1 or kernel_h, kernel_w) contiguous */
+  const void *u;          /* (out, rank, kernel_h or 1, 1) contiguous */
+  const void *inner_bias; /* (groups rank), or NULL */
+  const void *bias;       /* (out), or NULL */
+  struct lath_images y;   /* (batch, out, out_height, out_width), see lath_lowrank_conv2d_sizes; forward only */
+
+  /* The intermediate, (batch, groups rank, p_height, out_width) contiguous, in the type that sums are kept in. Forward: written
+   * when not NULL. Backward: read when not NULL, else recomputed where it is needed. */
+  void *p;
+
+  struct lath_images dy; /* like y; backward only, as all that follow: NULL in the forward */
+  struct lath_images dx; /* like x; data NULL: skipped, as each gradient below */
+  void *dv, *du;         /* like v and u */
+  void *d_inner_bias, *d_bias;
+
+  void *workspace;
+  size_t workspace_bytes;
+};
+
+struct lath_conv_sizes {
+  int64_t out_height, out_width; /* of y */
+  int64_t p_height; /* of the intermediate: that of x if separable, that of y if pointwise; its width is out_width */
+};
+
+/* The route that a call takes. The last two are products of the caller's library, for callers that have one: torch does. */
+typedef enum lath_conv_kernel {
+  LATH_CONV_PLAIN = 0, /* plain loops: F64 */
+  LATH_CONV_FUSED,     /* both convolutions on the packed engine, the intermediate stays in cache */
+  LATH_CONV_LINEAR,    /* 1 x 1 on images whose channels are adjacent: the low-rank linear layer over all pixels */
+  LATH_CONV_PAIR,      /* two library convolutions would be faster */
+  LATH_CONV_MERGED     /* the dense library convolution with the weight u v would be faster */
+} lath_conv_kernel;
+
+struct lath_conv_plan {
+  lath_conv_kernel kernel;
+  int64_t macs;          /* multiply-adds of the call under this plan (forward, or backward with every gradient) */
+  int64_t dense_macs;    /* of the dense convolution */
+  int save_intermediate; /* 1: for training, keeping p costs less time than computing it again */
+};
+
+/* LATH_INVALID_ARGUMENT where an extent is impossible: a stride or dilation below 1, a negative padding, channels that groups do
+ * not divide, a window that does not fit the padded image. */
+LATH_API lath_status lath_lowrank_conv2d_sizes(const struct lath_lowrank_conv2d *args, struct lath_conv_sizes *sizes);
+
+/* Pure arithmetic on the extents and on x.s_c, which tells the layout of the images. */
+LATH_API lath_status lath_lowrank_conv2d_plan(const struct lath_lowrank_conv2d *args, int backward,
+                                              struct lath_conv_plan *plan);
+
+/* The entries carry out every shape themselves, also where the plan would leave it to a library. */
+LATH_API lath_status lath_lowrank_conv2d_workspace(const struct lath_lowrank_conv2d *args, const struct lath_host *host,
+                                                   size_t *bytes);
+LATH_API lath_status lath_lowrank_conv2d(const struct lath_lowrank_conv2d *args, const struct lath_host *host);
+LATH_API lath_status lath_lowrank_conv2d_ref(const struct lath_lowrank_conv2d *args);
+
+LATH_API lath_status lath_lowrank_conv2d_backward_workspace(const struct lath_lowrank_conv2d *args,
+                                                            const struct lath_host *host, size_t *bytes);
+LATH_API lath_status lath_lowrank_conv2d_backward(const struct lath_lowrank_conv2d *args, const struct lath_host *host);
+LATH_API lath_status lath_lowrank_conv2d_backward_ref(const struct lath_lowrank_conv2d *args);
+
 /* ---- Frobenius decay: value = || u v ||_F^2 = < u^T u, v v^T > ------------------------------------------------------------------ */
 
 /* In Gram form: rank^2 (in + out) multiply-adds for the value and as many for the gradients; the (out, in) product is never

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * conv.h - inside the library: what the files of the low-rank convolution share.
+ *
+ * Both forms are one thing seen from here. The horizontal taps are always in the first stage; the vertical ones are in the first
+ * (pointwise) or in the second (separable):
+ *
+ *   z[q][t, l]  = inner_bias[q] + sum over c, i, j of  v[q][c, i, j]  x[c][t stride - pad + i dilation, l stride_w - pad_left + j dilation_w]
+ *   y[o][h, l]  = bias[o]       + sum over q, i    of  u[o][q, i]     z[q][h stride - pad + i dilation, l]
+ *
+ * where taps, stride, pad and dilation are those of the stage's `struct lath_conv_rows`, and terms outside of x or z are zero. */
+#ifndef LATH_LOWRANK_CONV_H
+#define LATH_LOWRANK_CONV_H
+
+#include "core/arena.h"
+#include "lath.h"
+
+/* How a stage moves over the rows of its input. */
+struct lath_conv_rows {
+  int64_t taps, stride, pad, dilation;
+  int64_t in, out; /* rows of its input and output */
+};
+
+struct lath_conv_shape {
+  int64_t in, rank, out;               /* channels of one group */
+  int64_t width, p_height, out_height; /* of y and z */
+  struct lath_conv_rows first, second;
+};
+
+/* Checks the extents as lath_lowrank_conv2d_sizes does. */
+lath_status lath_conv_shape(const struct lath_lowrank_conv2d *args, struct lath_conv_shape *shape);
+
+lath_status lath_conv_check_forward(const struct lath_lowrank_conv2d *args, struct lath_conv_shape *shape);
+lath_status lath_conv_check_backward(const struct lath_lowrank_conv2d *args, struct lath_conv_shape *shape);
+
+/* Workspace of the `_ref` twins; every query answers at least this. */
+size_t lath_conv_reference_bytes(const struct lath_lowrank_conv2d *args, const struct lath_conv_shape *shape);
+
+#endif
