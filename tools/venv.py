@@ -23,10 +23,12 @@ PIP = "pip>=23.1"
 # Groups of programs: they belong into the bin folder of the environment, even where a shared folder has their packages.
 PROGRAMS = {"build", "format"}
 
-# Printed by the interpreter under question: the version of torch, then the folders of packages that it sees.
+# Printed by the interpreter under question: the version of torch, then the folders of packages that it sees. The version
+# is the one that pip knows: torch.__version__ may add a suffix (+cu132), which would fit no constraint.
 TORCH_PROBE = """
-import sys, torch
-print(torch.__version__, *(p for p in sys.path if p.endswith(("site-packages", "dist-packages"))), sep="\\n")
+import importlib.metadata, sys, torch
+print(importlib.metadata.version("torch"))
+print(*(p for p in sys.path if p.endswith(("site-packages", "dist-packages"))), sep="\\n")
 """
 # Printed by the interpreter of the environment: the packages of a group. Python 3.10 has no TOML reader, but pip has.
 GROUP_PROBE = """
@@ -119,7 +121,8 @@ def set_up(environment: Path, groups: list[str], torch_version: str | None) -> N
         if not torch:
             raise SetupError(f"torch was installed but does not import: try {python} -c 'import torch'.")
     constraint = environment / "constraint.txt"
-    constraint.write_text(f"torch=={torch[0]}\n")  # no package may replace it
+    # No package may replace it: of those that are built for one torch (torchvision), pip takes the version that fits.
+    constraint.write_text(f"torch=={torch[0]}\n")
     for group in groups:
         packages = packages_of(python, group)
         print(f"torch {torch[0]}; installing {' '.join(packages)}", flush=True)
