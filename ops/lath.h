@@ -213,7 +213,7 @@ struct lath_lowrank_conv2d {
   struct lath_images y;   /* (batch, out, out_height, out_width), see lath_lowrank_conv2d_sizes; forward only */
 
   /* The intermediate, (batch, groups rank, p_height, out_width) contiguous, in the type that sums are kept in. Forward: written
-   * when not NULL. Backward: read when not NULL, else recomputed where it is needed. */
+   * when not NULL; rows that no window meets are zero. Backward: read when not NULL, else recomputed where it is needed. */
   void *p;
 
   struct lath_images dy; /* like y; backward only, as all that follow: NULL in the forward */

@@ -31,6 +31,10 @@ static inline float *lath_take(struct lath_arena *arena, int64_t rows, int64_t c
   return (float *)(void *)at;
 }
 
+static inline int64_t *lath_take_integers(struct lath_arena *arena, int64_t count) {
+  return (int64_t *)(void *)lath_take(arena, count, sizeof(int64_t) / sizeof(float));
+}
+
 /* Room for what `other`, a copy of an earlier state of this arena, has used since: the two share memory one after the other. */
 static inline void lath_arena_cover(struct lath_arena *arena, const struct lath_arena *other) {
   if (other->used > arena->used) arena->used = other->used;

@@ -32,6 +32,13 @@ struct lath_panels lath_panels_in_place(const struct lath_kernels *kernels, int6
   return (struct lath_panels){.n = n, .k = k, .width = (int64_t)vecs * kernels->lanes, .vecs = vecs, .rows = b, .stride = s_b};
 }
 
+struct lath_panels lath_panels_listed(const struct lath_kernels *kernels, int64_t n, int64_t k, const float *b,
+                                      const int64_t *listed) {
+  struct lath_panels p = lath_panels_in_place(kernels, n, k, b, 0);
+  p.listed = listed;
+  return p;
+}
+
 int64_t lath_panels_count(const struct lath_panels *p) { return ceil_div(p->n, p->width); }
 
 struct lath_panels lath_panels_take(const struct lath_kernels *kernels, struct lath_arena *arena, int64_t n, int64_t k) {
@@ -59,7 +66,7 @@ struct block {
   const struct lath_product *product;
   int64_t k0, k;        /* the range of k */
   int64_t m0, m, tiles; /* the range of rows, in equal tiles: 16 is 8 + 8, never 14 + 2 */
-  int accumulate;
+  enum lath_start start;
   const float *packed_a; /* NULL: A in place */
   float *panel_copy;
 };
@@ -73,6 +80,7 @@ static const float *panel_rows(const struct block *b, int64_t j, int64_t *stride
   const int64_t n = smaller(p->n - j * p->width, p->width);
   *stride = p->width;
   if (p->packed) return p->packed + (j * p->k + b->k0) * p->width;
+  if (p->listed) return p->rows + j * p->width;
   const float *rows = p->rows + b->k0 * p->stride + j * p->width;
   if (n == p->width && b->tiles <= 2) {
     *stride = p->stride;
@@ -84,18 +92,35 @@ static const float *panel_rows(const struct block *b, int64_t j, int64_t *stride
 
 static void run_tile(const struct block *b, int64_t tile, int64_t j, const float *rows, int64_t stride) {
   const struct lath_product *g = b->product;
-  const int64_t from = tile_row(b, tile), height = tile_row(b, tile + 1) - from, i = b->m0 + from, lanes = b->kernels->lanes;
-  int order = g->a_order;
-  int64_t s_a = g->s_a;
-  const float *a = order == LATH_A_ROWS ? g->a + i * s_a + b->k0 : g->a + b->k0 * s_a + i;
-  if (b->packed_a) {
-    order = LATH_A_COLUMNS;
-    s_a = lanes;
-    a = b->packed_a + tile * lanes * b->k;
-  }
+  const int64_t from = tile_row(b, tile), height = tile_row(b, tile + 1) - from, i = b->m0 + from;
   const int64_t column = j * g->b->width;
-  b->kernels->panel[order][g->b->vecs][height](b->k, a, s_a, rows, stride, g->c + i * g->s_c + column, g->s_c,
-                                               g->bias ? g->bias + column : NULL, b->accumulate, g->b->n - column);
+  struct lath_tile t = {.k = b->k,
+                        .n = g->b->n - column,
+                        .a = g->a + b->k0,
+                        .s_a = g->s_a,
+                        .b = rows,
+                        .s_b = stride,
+                        .c = g->c + i * g->s_c + column,
+                        .s_c = g->s_c,
+                        .start = b->start};
+  int kind = g->a_order;
+  if (b->packed_a) {
+    kind = LATH_A_COLUMNS;
+    t.s_a = b->kernels->lanes;
+    t.a = b->packed_a + tile * t.s_a * b->k;
+  } else if (kind == LATH_A_COLUMNS) {
+    t.a = g->a + b->k0 * g->s_a + i;
+  } else if (g->a_rows) {
+    t.a_rows = g->a_rows + i;
+  } else {
+    t.a += i * g->s_a;
+  }
+  if (g->b->listed) {
+    kind = LATH_B_LISTED;
+    t.b_rows = g->b->listed + b->k0;
+  }
+  if (g->bias) t.bias = g->bias + (b->start == LATH_START_ROWS ? i : column);
+  b->kernels->panel[kind][g->b->vecs][height](&t);
 }
 
 static void pack_a(const struct block *b, float *packed) {
@@ -150,12 +175,13 @@ int64_t lath_product_scratch(const struct lath_kernels *kernels) {
 
 void lath_multiply(const struct lath_kernels *kernels, const struct lath_product *g) {
   const int64_t k = g->b->k, blocks = k > SHORT_K ? ceil_div(k, SHORT_K) : 1;
-  const int packs = g->a_order == LATH_A_ROWS ? blocks > 1 && g->b->n > WIDE_N : k > COPY_MIN_K;
-  const int rows_first = blocks == 1 && !packs && g->b->packed;
+  const int in_place = g->a_rows || g->b->listed; /* of A: the kernels for lists know no other A */
+  const int packs = in_place ? 0 : g->a_order == LATH_A_ROWS ? blocks > 1 && g->b->n > WIDE_N : k > COPY_MIN_K;
+  const int rows_first = blocks == 1 && !packs && (g->b->packed || g->b->listed);
   const int64_t step = packs ? BLOCK_M : g->m;
   if (g->m == 0 || g->b->n == 0) return;
   for (int64_t q = 0; q < blocks; q++) {
-    struct block b = {.kernels = kernels, .product = g, .k0 = k * q / blocks, .accumulate = g->accumulate || q > 0};
+    struct block b = {.kernels = kernels, .product = g, .k0 = k * q / blocks, .start = q > 0 ? LATH_START_C : g->start};
     b.k = k * (q + 1) / blocks - b.k0;
     b.panel_copy = g->scratch;
     for (b.m0 = 0; b.m0 < g->m; b.m0 += step) {

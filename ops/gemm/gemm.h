@@ -9,13 +9,15 @@
 #include "core/arena.h"
 #include "gemm/kernels.h"
 
-/* B (k, n) as blocks of `width` columns, either packed, panel j at packed + j * k * width, or in place. */
+/* B (k, n) as blocks of `width` columns: packed, panel j at packed + j * k * width, or in place, or in place with its rows in a list.
+ * A listed B has room: whole vectors may be read beyond column n. */
 struct lath_panels {
   int64_t n, k, width;
   int vecs;
   float *packed;     /* NULL: in place */
   const float *rows; /* B in place, its row stride `stride` */
   int64_t stride;
+  const int64_t *listed; /* or row k at rows + listed[k] */
 };
 
 /* The panel width that wastes least of n. */
@@ -29,19 +31,22 @@ int64_t lath_panels_count(const struct lath_panels *panels);
 void lath_pack(const struct lath_kernels *kernels, const struct lath_panels *panels, int64_t from, int64_t to, const float *w,
                int64_t s_w, int transposed);
 
-/* B in place. */
+/* B in place, with rows s_b apart or listed. */
+struct lath_panels lath_panels_listed(const struct lath_kernels *kernels, int64_t n, int64_t k, const float *b,
+                                      const int64_t *listed);
 struct lath_panels lath_panels_in_place(const struct lath_kernels *kernels, int64_t n, int64_t k, const float *b, int64_t s_b);
 
 struct lath_product {
   int64_t m;
   const float *a;
   int64_t s_a;
-  int a_order; /* LATH_A_ROWS: a[i * s_a + k], LATH_A_COLUMNS: a[k * s_a + i] */
+  int a_order;           /* LATH_A_ROWS: a[i * s_a + k], LATH_A_COLUMNS: a[k * s_a + i] */
+  const int64_t *a_rows; /* LATH_A_ROWS only: row i at a + a_rows[i] instead; NULL: i * s_a */
   const struct lath_panels *b;
-  const float *bias; /* (n), or NULL */
+  enum lath_start start;
+  const float *bias; /* (n) or (m), as `start` says, or NULL */
   float *c;
   int64_t s_c;
-  int accumulate; /* C += A B; bias is not used */
   float *scratch; /* lath_product_scratch floats, one per thread */
 };
 

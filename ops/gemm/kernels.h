@@ -12,18 +12,40 @@
 #define LATH_MAX_VECS 4  /* widest register tile, in vectors */
 #define LATH_MAX_ROWS 16 /* tallest */
 
-/* C (rows, width) = bias + A B, or C += A B with `accumulate`; only the first n columns are written. The tile's rows and vectors
- * are fixed in the kernel. A is read in place: a[i * s_a + k] (LATH_A_ROWS) or a[k * s_a + i] (LATH_A_COLUMNS: packed, or A
- * transposed in memory). B rows are s_b apart: a panel, or B in place where all `width` columns exist. */
-typedef void (*lath_panel_fn)(int64_t k, const float *a, int64_t s_a, const float *b, int64_t s_b, float *c, int64_t s_c,
-                              const float *bias, int accumulate, int64_t n);
+/* What a tile of C starts from. */
+enum lath_start {
+  LATH_START_COLUMNS = 0, /* bias[j] in column j, or 0 without a bias */
+  LATH_START_ROWS,        /* bias[i] in row i, or 0 without a bias */
+  LATH_START_C            /* what C holds: C += A B */
+};
 
-enum { LATH_A_ROWS = 0, LATH_A_COLUMNS = 1 };
+/* One tile, C (rows, width) = start + A B; its rows and vectors are fixed in the kernel, and only the first n columns are written.
+ *
+ * A is read in place: a[i * s_a + k] (LATH_A_ROWS), a[k * s_a + i] (LATH_A_COLUMNS: packed, or A transposed in memory).
+ * Rows of B are s_b apart: a panel, or B in place where all `width` columns exist. Operands whose rows lie at no fixed distance
+ * come with a list of them: row i of A at a + a_rows[i], row k of B at b + b_rows[k] (LATH_B_LISTED: A as in LATH_A_ROWS). */
+struct lath_tile {
+  int64_t k, n;
+  const float *a;
+  int64_t s_a;
+  const int64_t *a_rows; /* NULL: i * s_a */
+  const float *b;
+  int64_t s_b;
+  const int64_t *b_rows; /* for LATH_B_LISTED */
+  float *c;
+  int64_t s_c;
+  const float *bias;
+  enum lath_start start;
+};
+
+typedef void (*lath_panel_fn)(const struct lath_tile *tile);
+
+enum { LATH_A_ROWS = 0, LATH_A_COLUMNS = 1, LATH_B_LISTED = 2, LATH_PANEL_KINDS };
 
 struct lath_kernels {
   int lanes;
   int rows[LATH_MAX_VECS + 1]; /* tallest tile of each width */
-  lath_panel_fn panel[2][LATH_MAX_VECS + 1][LATH_MAX_ROWS + 1];
+  lath_panel_fn panel[LATH_PANEL_KINDS][LATH_MAX_VECS + 1][LATH_MAX_ROWS + 1];
 
   /* C (m, n) = A B^T + bias with A (m, k) and B (n, k) both read along their rows: no packing at all. For long k. */
   void (*dot)(int64_t m, int64_t n, int64_t k, const float *a, int64_t s_a, const float *b, int64_t s_b, const float *bias,
@@ -37,6 +59,16 @@ struct lath_kernels {
    * side, P^T the panel (k, round_up(m, lanes)), and each tile is turned on its way out. */
   void (*expand)(int64_t m, int64_t n, int64_t k, const float *p_panel, const float *w, int64_t s_w, const float *bias,
                  float *c, int64_t s_c);
+
+  /* dst (n, m) = src (m, n) transposed. */
+  void (*transpose)(int64_t m, int64_t n, const float *src, int64_t s_src, float *dst, int64_t s_dst);
+
+  /* Rows of images. In each row: dst[w] = src[w * step] for from <= w < to, and zero in the rest of dst[0, width). */
+  void (*copy_rows)(int64_t rows, int64_t width, int64_t from, int64_t to, const float *src, int64_t s_src, int64_t step,
+                    float *dst, int64_t s_dst);
+  /* The way back: dst[w * step] += src[w] for from <= w < to. */
+  void (*add_to_rows)(int64_t rows, int64_t from, int64_t to, const float *src, int64_t s_src, float *dst, int64_t s_dst,
+                      int64_t step);
 
   void (*add_rows)(int64_t m, int64_t n, const float *a, int64_t s_a, float *sum); /* sum[j] += a[0][j] + a[1][j] + ... */
 };

@@ -51,4 +51,9 @@ static inline void v_transpose(vec r[LANES]) {
   }
 }
 
+/* Lanes 0, 2, 4, 6 of a, then of b. */
+static inline vec v_even(vec a, vec b) {
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88)), 0xd8));
+}
+
 #endif

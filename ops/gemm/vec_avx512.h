@@ -63,4 +63,9 @@ static inline void v_transpose(vec r[LANES]) {
   }
 }
 
+/* Lanes 0, 2, 4, ... of a, then of b. */
+static inline vec v_even(vec a, vec b) {
+  return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), b);
+}
+
 #endif

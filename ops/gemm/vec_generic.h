@@ -46,4 +46,7 @@ static inline void v_transpose(vec r[LANES]) {
   for (int i = 0; i < LANES; i++) r[i] = (vec){a[i], b[i], c[i], d[i]};
 }
 
+/* Lanes 0 and 2 of a, then of b. */
+static inline vec v_even(vec a, vec b) { return (vec){a[0], a[2], b[0], b[2]}; }
+
 #endif

@@ -181,7 +181,7 @@ static void sum_du(const struct backward *b, int64_t from, int64_t to, float *sc
                                        .b = &p,
                                        .c = b->du + from * b->a->rank,
                                        .s_c = b->a->rank,
-                                       .accumulate = b->row > 0,
+                                       .start = b->row > 0 ? LATH_START_C : LATH_START_COLUMNS,
                                        .scratch = scratch};
   lath_multiply(b->kernels, &product);
 }
@@ -195,7 +195,7 @@ static void sum_dv(const struct backward *b, int64_t from, int64_t to, float *sc
                                        .b = &x,
                                        .c = b->dv + from,
                                        .s_c = b->a->in,
-                                       .accumulate = b->row > 0,
+                                       .start = b->row > 0 ? LATH_START_C : LATH_START_COLUMNS,
                                        .scratch = scratch};
   lath_multiply(b->kernels, &product);
 }

@@ -29,6 +29,9 @@ struct lath_conv_shape {
 /* Checks the extents as lath_lowrank_conv2d_sizes does. */
 lath_status lath_conv_shape(const struct lath_lowrank_conv2d *args, struct lath_conv_shape *shape);
 
+/* Whether any window of the stage meets row `row` of its input. */
+int lath_conv_row_is_met(const struct lath_conv_rows *stage, int64_t row);
+
 lath_status lath_conv_check_forward(const struct lath_lowrank_conv2d *args, struct lath_conv_shape *shape);
 lath_status lath_conv_check_backward(const struct lath_lowrank_conv2d *args, struct lath_conv_shape *shape);
 

@@ -59,6 +59,14 @@ lath_status lath_conv_shape(const struct lath_lowrank_conv2d *a, struct lath_con
   return check_sizes(a, s);
 }
 
+int lath_conv_row_is_met(const struct lath_conv_rows *stage, int64_t row) {
+  for (int64_t i = 0; i < stage->taps; i++) {
+    const int64_t t = row + stage->pad - i * stage->dilation;
+    if (t >= 0 && t % stage->stride == 0 && t / stage->stride < stage->out) return 1;
+  }
+  return 0;
+}
+
 lath_status lath_lowrank_conv2d_sizes(const struct lath_lowrank_conv2d *a, struct lath_conv_sizes *sizes) {
   struct lath_conv_shape s;
   if (!sizes) return LATH_INVALID_ARGUMENT;

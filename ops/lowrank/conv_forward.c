@@ -1,18 +1,406 @@
 /* SPDX-License-Identifier: Apache-2.0
- * conv_forward.c */
+ * conv_forward.c - both convolutions of a low-rank layer, strip by strip.
+ *
+ * A unit of work is a band of output rows of one image, or some whole images where they are small. In strips of rows, the first stage
+ * writes the intermediate z into a ring that stays in cache, and the second stage reads it at once; rows that the next strip needs
+ * again move to its front. Weights are the broadcast side of the products, read where they lie, and pixels fill the vectors: no rank
+ * is padded, and y is written in rows. */
+#include <string.h>
+
 #include "core/check.h"
-#include "lowrank/conv.h"
+#include "core/convert.h"
+#include "core/host.h"
+#include "gemm/gemm.h"
+#include "gemm/images.h"
+#include "lowrank/conv_slots.h"
+
+#define STRIP_PIXELS 256 /* copies of a block of channels, z and y of a strip stay in L2 */
+#define BLOCK_K 256      /* taps of a block of channels: one panel of the copies stays in L1 */
+#define FEW_PIXELS 64    /* smaller images are put side by side */
+
+struct forward {
+  const struct lath_lowrank_conv2d *a;
+  const struct lath_kernels *kernels;
+  struct lath_conv_shape s;
+  int64_t workers, images, bands;     /* images side by side in a unit; units per image */
+  int64_t block;                      /* channels whose copies are made at a time */
+  int64_t pitch;                      /* floats between slots: one row of each image */
+  int64_t x_plane, z_plane;           /* floats between planes of the copies and of z */
+  struct lath_slots x_slots, z_slots; /* the first stage reads x, the second z */
+  struct lath_columns columns;
+  int64_t *x_rows, *z_rows;         /* lists of the rows of B for both products */
+  float *v, *u, *inner_bias, *bias; /* float copies of weights, for other types than float */
+  struct {
+    const float *v, *u, *inner_bias, *bias;
+  } weights;
+  float *copies, *z, *planes, *y, *scratch; /* per worker */
+  int64_t copies_size, z_size, planes_size, y_size, scratch_size;
+};
+
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* ---- sizes --------------------------------------------------------------------------------------------------------------------------- */
+
+/* An odd number of cache lines: planes a power of two apart would compete for the same lines of L1. */
+static int64_t plane_size(int64_t slots, int64_t pitch) {
+  const int64_t lines = ceil_div(slots * pitch, 16);
+  return (lines + !(lines & 1)) * 16;
+}
+
+static int64_t images_side_by_side(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
+  const int64_t pixels = s->out_height * s->width;
+  return pixels >= FEW_PIXELS ? 1 : larger(1, smaller(a->batch, ceil_div(STRIP_PIXELS, larger(pixels, 1))));
+}
+
+static int writes_in_place(const struct forward *f) {
+  return f->images == 1 && lath_images_are_planes(f->a->dtype, &f->a->y, f->s.width);
+}
+
+static void set_strips(struct forward *f, const struct lath_host *host, int64_t macs) {
+  const struct lath_lowrank_conv2d *a = f->a;
+  f->workers = lath_host_workers(host, macs);
+  f->images = smaller(images_side_by_side(a, &f->s), larger(1, ceil_div(a->batch, f->workers)));
+  const int64_t units = ceil_div(a->batch, f->images);
+  f->bands = units % f->workers == 0 || units >= 4 * f->workers ? 1 : smaller(f->s.out_height, 4 * f->workers);
+  f->pitch = f->images * f->s.width;
+}
+
+static int64_t strip_rows(const struct forward *f) {
+  const int64_t band = ceil_div(f->s.out_height, f->bands);
+  const int64_t strips = ceil_div(band * f->pitch, STRIP_PIXELS);
+  return ceil_div(band, smaller(strips, band));
+}
+
+static void take_lists(struct forward *f, struct lath_arena *arena, int64_t rows) {
+  const int separable = f->a->form == LATH_SEPARABLE;
+  lath_slots_take(&f->z_slots, &f->s.second, rows, arena);
+  lath_slots_take(&f->x_slots, &f->s.first, separable ? f->z_slots.total : rows, arena);
+  f->x_rows = lath_take_integers(arena, f->block * f->s.first.taps * f->a->kernel_w);
+  f->z_rows = lath_take_integers(arena, f->s.rank * f->s.second.taps);
+}
+
+static void take_weights(struct forward *f, struct lath_arena *arena) {
+  const struct lath_lowrank_conv2d *a = f->a;
+  if (a->dtype == LATH_F32) return;
+  f->v = lath_take(arena, a->groups * f->s.rank, f->s.in * f->s.first.taps * a->kernel_w);
+  f->u = lath_take(arena, a->out, f->s.rank * f->s.second.taps);
+  f->inner_bias = lath_take(arena, a->groups, f->s.rank);
+  f->bias = lath_take(arena, 1, a->out);
+}
+
+/* Room behind the last plane for vectors that reach beyond it. */
+static int64_t with_slack(const struct forward *f, int64_t floats) {
+  return floats + (int64_t)LATH_MAX_VECS * f->kernels->lanes;
+}
+
+static void take_worker_buffers(struct forward *f, struct lath_arena *arena, int64_t rows) {
+  const struct lath_lowrank_conv2d *a = f->a;
+  f->x_plane = plane_size(f->x_slots.total, f->pitch);
+  f->z_plane = plane_size(f->z_slots.total, f->pitch);
+  f->copies_size = with_slack(f, f->block * a->kernel_w * f->x_plane);
+  f->z_size = with_slack(f, f->s.rank * f->z_plane);
+  f->planes_size = lath_planes_copy(a->dtype, &a->x, f->block, f->x_slots.total, a->width);
+  f->y_size = writes_in_place(f) ? 0 : f->s.out * rows * f->pitch;
+  f->scratch_size = lath_product_scratch(f->kernels);
+  f->copies = lath_take(arena, f->workers, f->copies_size);
+  f->z = lath_take(arena, f->workers, f->z_size);
+  f->planes = lath_take(arena, f->workers, f->planes_size);
+  f->y = lath_take(arena, f->workers, f->y_size);
+  f->scratch = lath_take(arena, f->workers, f->scratch_size);
+}
+
+static void prepare(struct forward *f, const struct lath_lowrank_conv2d *a, const struct lath_host *host, int64_t macs,
+                    struct lath_arena *arena) {
+  f->a = a;
+  f->kernels = lath_kernels();
+  set_strips(f, host, macs);
+  const int64_t taps = f->s.first.taps * a->kernel_w, blocks = larger(1, ceil_div(f->s.in * taps, BLOCK_K));
+  f->block = ceil_div(f->s.in, smaller(blocks, larger(f->s.in, 1)));
+  f->columns = (struct lath_columns){.taps = a->kernel_w,
+                                     .stride = a->stride_w,
+                                     .pad = a->pad_left,
+                                     .dilation = a->dilation_w,
+                                     .in = a->width,
+                                     .out = f->s.width};
+  const int64_t rows = strip_rows(f);
+  take_lists(f, arena, rows);
+  take_weights(f, arena);
+  take_worker_buffers(f, arena, rows);
+}
+
+static void fill_lists(struct forward *f) {
+  const int64_t kernel_w = f->a->kernel_w, first = f->s.first.taps, second = f->s.second.taps;
+  lath_slots_fill(&f->x_slots);
+  lath_slots_fill(&f->z_slots);
+  for (int64_t c = 0; c < f->block; c++)
+    for (int64_t i = 0; i < first; i++)
+      for (int64_t j = 0; j < kernel_w; j++)
+        f->x_rows[(c * first + i) * kernel_w + j] = (c * kernel_w + j) * f->x_plane + f->x_slots.tap[i] * f->pitch;
+  for (int64_t q = 0; q < f->s.rank; q++)
+    for (int64_t i = 0; i < second; i++) f->z_rows[q * second + i] = q * f->z_plane + f->z_slots.tap[i] * f->pitch;
+}
+
+/* ---- one strip ------------------------------------------------------------------------------------------------------------------------ */
+
+struct strip {
+  const struct forward *f;
+  int64_t group;
+  int64_t n, images;    /* images n .. n + images - 1 */
+  int64_t h, rows;      /* output rows */
+  int64_t carried;      /* 1: z holds what the strip above has left */
+  int64_t own, own_end; /* rows of z that this band saves */
+  float *copies, *z, *planes, *y, *scratch;
+};
+
+static void zero_slots(float *planes, int64_t count, int64_t plane, int64_t pitch, int64_t slot, int64_t slots) {
+  if (slots <= 0) return;
+  for (int64_t k = 0; k < count; k++) memset(planes + k * plane + slot * pitch, 0, (size_t)(slots * pitch) * sizeof *planes);
+}
+
+/* Channels c .. c + channels - 1 of the rows of a run, one copy per horizontal tap, from `slot` on. */
+static void spread_run(const struct strip *t, const struct lath_run *run, int64_t c, int64_t channels, int64_t slot) {
+  const struct forward *f = t->f;
+  const struct lath_lowrank_conv2d *a = f->a;
+  for (int64_t m = 0; m < t->images; m++) {
+    const struct lath_part part = {.n = t->n + m,
+                                   .channel = t->group * f->s.in + c,
+                                   .channels = channels,
+                                   .first_row = run->first,
+                                   .rows = run->count,
+                                   .step = run->step,
+                                   .width = a->width};
+    const struct lath_planes planes = lath_read_planes(f->kernels, a->dtype, &a->x, &part, t->planes);
+    const struct lath_copies to = {.data = t->copies + slot * f->pitch + m * f->s.width,
+                                   .s_c = a->kernel_w * f->x_plane,
+                                   .s_tap = f->x_plane,
+                                   .s_h = f->pitch};
+    lath_spread_columns(f->kernels, &f->columns, &planes, channels, run->count, &to);
+  }
+}
+
+/* ---- the intermediate, for the backward ---------------------------------------------------------------------------------------------- */
+
+static float *row_of_p(const struct strip *t, int64_t image, int64_t q, int64_t row) {
+  const struct forward *f = t->f;
+  const int64_t plane = ((t->n + image) * f->a->groups + t->group) * f->s.rank + q;
+  return (float *)f->a->p + (plane * f->s.p_height + row) * f->s.width;
+}
+
+/* Rows of z that lie in the slots of a run; row k of the run is row first + k step of the intermediate. Bands overlap: each saves its
+ * own rows. */
+static void save_run(const struct strip *t, const struct lath_run *run) {
+  const struct forward *f = t->f;
+  if (!f->a->p) return;
+  for (int64_t k = 0; k < run->count; k++) {
+    const int64_t row = run->first + k * run->step;
+    if (row < t->own || row >= t->own_end) continue;
+    for (int64_t q = 0; q < f->s.rank; q++)
+      for (int64_t m = 0; m < t->images; m++)
+        memcpy(row_of_p(t, m, q, row), t->z + q * f->z_plane + (run->slot + k) * f->pitch + m * f->s.width,
+               (size_t)f->s.width * sizeof(float));
+  }
+}
+
+/* Rows that no window meets are not computed: a stride longer than the kernel skips them. */
+static void save_unmet_rows(const struct strip *t) {
+  const struct forward *f = t->f;
+  if (!f->a->p) return;
+  for (int64_t row = t->own; row < t->own_end; row++) {
+    if (lath_conv_row_is_met(&f->s.second, row)) continue;
+    for (int64_t q = 0; q < f->s.rank; q++)
+      for (int64_t m = 0; m < t->images; m++) memset(row_of_p(t, m, q, row), 0, (size_t)f->s.width * sizeof(float));
+  }
+}
+
+/* ---- stages ---------------------------------------------------------------------------------------------------------------------------- */
+
+/* z (rank, pixels) += v (rank, taps of these channels) copies, or the first part of that sum. */
+static void multiply_v(const struct strip *t, int64_t c, int64_t channels, int64_t pixels, float *z) {
+  const struct forward *f = t->f;
+  const int64_t taps = f->s.first.taps * f->a->kernel_w, row = t->group * f->s.rank;
+  const struct lath_panels b = lath_panels_listed(f->kernels, pixels, channels * taps, t->copies, f->x_rows);
+  const struct lath_product product = {.m = f->s.rank,
+                                       .a = f->weights.v + row * f->s.in * taps + c * taps,
+                                       .s_a = f->s.in * taps,
+                                       .b = &b,
+                                       .start = c > 0 ? LATH_START_C : LATH_START_ROWS,
+                                       .bias = f->weights.inner_bias ? f->weights.inner_bias + row : NULL,
+                                       .c = z,
+                                       .s_c = f->z_plane,
+                                       .scratch = t->scratch};
+  lath_multiply(f->kernels, &product);
+}
+
+/* Pointwise: the vertical taps read the copies, which need all rows that the windows of the strip meet. */
+static void first_stage_windows(const struct strip *t) {
+  const struct forward *f = t->f;
+  const struct lath_slots *slots = &f->x_slots;
+  for (int64_t c = 0; c < f->s.in; c += f->block) {
+    const int64_t channels = smaller(f->block, f->s.in - c);
+    for (int64_t p = 0; p < slots->phases; p++) {
+      const int64_t count = slots->count[p] - (slots->rows - t->rows);
+      const struct lath_run run = lath_slots_inside(slots, p, t->h, 0, count);
+      const int64_t end = slots->base[p] + count;
+      zero_slots(t->copies, channels * f->a->kernel_w, f->x_plane, f->pitch, slots->base[p], run.slot - slots->base[p]);
+      spread_run(t, &run, c, channels, run.slot);
+      zero_slots(t->copies, channels * f->a->kernel_w, f->x_plane, f->pitch, run.slot + run.count, end - run.slot - run.count);
+    }
+    multiply_v(t, c, channels, t->rows * f->pitch, t->z);
+  }
+  const struct lath_run all = {.slot = 0, .count = t->rows, .first = t->h, .step = 1};
+  save_run(t, &all);
+}
+
+/* Separable: z needs the rows that the windows of the second stage meet and the strip above has not left; padding rows are zero. */
+static void first_stage_rows(const struct strip *t) {
+  const struct forward *f = t->f;
+  const struct lath_slots *slots = &f->z_slots;
+  for (int64_t p = 0; p < slots->phases; p++) {
+    const int64_t from = t->carried ? slots->count[p] - slots->rows : 0, count = slots->count[p] - (slots->rows - t->rows);
+    const struct lath_run run = lath_slots_inside(slots, p, t->h, from, count - from);
+    const int64_t begin = slots->base[p] + from, end = slots->base[p] + count;
+    zero_slots(t->z, f->s.rank, f->z_plane, f->pitch, begin, run.slot - begin);
+    zero_slots(t->z, f->s.rank, f->z_plane, f->pitch, run.slot + run.count, end - run.slot - run.count);
+    for (int64_t c = 0; c < f->s.in && run.count > 0; c += f->block) {
+      const int64_t channels = smaller(f->block, f->s.in - c);
+      spread_run(t, &run, c, channels, 0);
+      multiply_v(t, c, channels, run.count * f->pitch, t->z + run.slot * f->pitch);
+    }
+    save_run(t, &run);
+  }
+}
+
+static void carry(const struct strip *t) {
+  const struct forward *f = t->f;
+  const struct lath_slots *slots = &f->z_slots;
+  for (int64_t q = 0; q < f->s.rank; q++)
+    for (int64_t p = 0; p < slots->phases; p++) {
+      float *to = t->z + q * f->z_plane + slots->base[p] * f->pitch;
+      memmove(to, to + slots->rows * f->pitch, (size_t)((slots->count[p] - slots->rows) * f->pitch) * sizeof *to);
+    }
+}
+
+static void second_stage(const struct strip *t) {
+  const struct forward *f = t->f;
+  const struct lath_lowrank_conv2d *a = f->a;
+  const int64_t taps = f->s.rank * f->s.second.taps, row = t->group * f->s.out, pixels = t->rows * f->pitch;
+  const struct lath_panels b = lath_panels_listed(f->kernels, pixels, taps, t->z, f->z_rows);
+  struct lath_product product = {.m = f->s.out,
+                                 .a = f->weights.u + row * taps,
+                                 .s_a = taps,
+                                 .b = &b,
+                                 .start = LATH_START_ROWS,
+                                 .bias = f->weights.bias ? f->weights.bias + row : NULL,
+                                 .c = t->y,
+                                 .s_c = pixels,
+                                 .scratch = t->scratch};
+  if (f->y_size == 0) {
+    product.c = (float *)a->y.data + t->n * a->y.s_n + row * a->y.s_c + t->h * a->y.s_h;
+    product.s_c = a->y.s_c;
+  }
+  lath_multiply(f->kernels, &product);
+  for (int64_t m = 0; f->y_size > 0 && m < t->images; m++) {
+    const struct lath_part part = {.n = t->n + m,
+                                   .channel = row,
+                                   .channels = f->s.out,
+                                   .first_row = t->h,
+                                   .rows = t->rows,
+                                   .step = 1,
+                                   .width = f->s.width};
+    const struct lath_planes planes = {.data = t->y + m * f->s.width, .s_c = pixels, .s_h = f->pitch};
+    lath_write_planes(f->kernels, a->dtype, &a->y, &part, &planes);
+  }
+}
+
+/* ---- units ----------------------------------------------------------------------------------------------------------------------------- */
+
+/* Where the rows of z begin that output row h meets. */
+static int64_t first_row_of(const struct forward *f, int64_t h) {
+  const int64_t row = h * f->s.second.stride - f->s.second.pad;
+  return smaller(larger(row, 0), f->s.p_height);
+}
+
+static void run_band(struct strip *t, int64_t from, int64_t to) {
+  const struct forward *f = t->f;
+  t->own = from == 0 ? 0 : first_row_of(f, from);
+  t->own_end = to == f->s.out_height ? f->s.p_height : first_row_of(f, to);
+  save_unmet_rows(t);
+  for (t->h = from; t->h < to; t->h += t->rows) {
+    t->rows = smaller(f->z_slots.rows, to - t->h);
+    t->carried = t->h > from;
+    if (f->a->form == LATH_POINTWISE) {
+      first_stage_windows(t);
+    } else {
+      if (t->carried) carry(t);
+      first_stage_rows(t);
+    }
+    second_stage(t);
+  }
+}
+
+static void share_units(void *arg, int64_t begin, int64_t end) {
+  const struct forward *f = arg;
+  const int64_t units = ceil_div(f->a->batch, f->images) * f->bands;
+  for (int64_t w = begin; w < end; w++) {
+    struct strip t = {.f = f,
+                      .copies = f->copies + w * f->copies_size,
+                      .z = f->z + w * f->z_size,
+                      .planes = f->planes + w * f->planes_size,
+                      .y = f->y + w * f->y_size,
+                      .scratch = f->scratch + w * f->scratch_size};
+    for (int64_t unit = units * w / f->workers; unit < units * (w + 1) / f->workers; unit++) {
+      const int64_t band = unit % f->bands;
+      t.n = unit / f->bands * f->images;
+      t.images = smaller(f->images, f->a->batch - t.n);
+      for (t.group = 0; t.group < f->a->groups; t.group++)
+        run_band(&t, f->s.out_height * band / f->bands, f->s.out_height * (band + 1) / f->bands);
+    }
+  }
+}
+
+/* ---- entries ----------------------------------------------------------------------------------------------------------------------------- */
+
+static int is_plain(const struct lath_lowrank_conv2d *a) { return a->dtype == LATH_F64 || a->in == 0 || a->rank == 0; }
 
 lath_status lath_lowrank_conv2d_workspace(const struct lath_lowrank_conv2d *a, const struct lath_host *host, size_t *bytes) {
-  struct lath_conv_shape s;
+  struct forward f = {0};
+  struct lath_conv_plan plan;
   if (!host || !bytes) return LATH_INVALID_ARGUMENT;
-  LATH_TRY(lath_conv_shape(a, &s));
-  *bytes = lath_conv_reference_bytes(a, &s);
-  return LATH_OK;
+  LATH_TRY(lath_conv_shape(a, &f.s));
+  LATH_TRY(lath_lowrank_conv2d_plan(a, 0, &plan));
+  struct lath_arena arena = lath_arena_on(NULL);
+  if (!is_plain(a)) prepare(&f, a, host, plan.macs, &arena);
+  return lath_arena_bytes(&arena, lath_conv_reference_bytes(a, &f.s), bytes);
+}
+
+static void view_weights(struct forward *f) {
+  const struct lath_lowrank_conv2d *a = f->a;
+  const int64_t ranks = a->groups * f->s.rank, taps = f->s.in * f->s.first.taps * a->kernel_w,
+                rows = f->s.rank * f->s.second.taps;
+  int64_t unused;
+  f->weights.v = lath_as_float(a->dtype, ranks, taps, a->v, taps, f->v, &unused);
+  f->weights.u = lath_as_float(a->dtype, a->out, rows, a->u, rows, f->u, &unused);
+  f->weights.inner_bias = lath_as_float(a->dtype, 1, ranks, a->inner_bias, ranks, f->inner_bias, &unused);
+  f->weights.bias = lath_as_float(a->dtype, 1, a->out, a->bias, a->out, f->bias, &unused);
 }
 
 lath_status lath_lowrank_conv2d(const struct lath_lowrank_conv2d *a, const struct lath_host *host) {
-  return host ? lath_lowrank_conv2d_ref(a) : LATH_INVALID_ARGUMENT;
+  struct forward f = {0};
+  struct lath_conv_plan plan;
+  size_t bytes;
+  if (!host) return LATH_INVALID_ARGUMENT;
+  LATH_TRY(lath_conv_check_forward(a, &f.s));
+  LATH_TRY(lath_lowrank_conv2d_workspace(a, host, &bytes));
+  LATH_TRY(lath_check_workspace(a->workspace, a->workspace_bytes, bytes));
+  if (is_plain(a)) return lath_lowrank_conv2d_ref(a);
+  LATH_TRY(lath_lowrank_conv2d_plan(a, 0, &plan));
+  struct lath_arena arena = lath_arena_on(a->workspace);
+  prepare(&f, a, host, plan.macs, &arena);
+  view_weights(&f);
+  fill_lists(&f);
+  return lath_host_run(host, f.workers, share_units, &f);
 }
 
 lath_status lath_lowrank_conv2d_backward_workspace(const struct lath_lowrank_conv2d *a, const struct lath_host *host,

@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * images.c - between images of any layout and type, and planes of floats. */
+#include "gemm/images.h"
+
+#include <string.h>
+
+#include "core/bf16.h"
+
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* ---- reading and writing ---------------------------------------------------------------------------------------------------------------- */
+
+static int64_t element(const struct lath_images *images, const struct lath_part *part) {
+  return part->n * images->s_n + part->channel * images->s_c + part->first_row * images->s_h;
+}
+
+static int reads_in_place(lath_dtype dtype, const struct lath_images *images, int64_t width) {
+  return dtype == LATH_F32 && (images->s_w == 1 || width == 1);
+}
+
+int64_t lath_planes_copy(lath_dtype dtype, const struct lath_images *images, int64_t channels, int64_t rows, int64_t width) {
+  return reads_in_place(dtype, images, width) ? 0 : channels * rows * width;
+}
+
+int lath_images_are_planes(lath_dtype dtype, const struct lath_images *images, int64_t width) {
+  return reads_in_place(dtype, images, width) && images->s_h == width;
+}
+
+static void read_pixels(const uint16_t *src, int64_t s_c, int64_t s_h, int64_t s_w, const struct lath_part *part, float *dst) {
+  for (int64_t c = 0; c < part->channels; c++)
+    for (int64_t h = 0; h < part->rows; h++)
+      for (int64_t w = 0; w < part->width; w++) *dst++ = lath_bf16_to_f32(src[c * s_c + h * s_h + w * s_w]);
+}
+
+static void read_floats(const float *src, int64_t s_c, int64_t s_h, int64_t s_w, const struct lath_part *part, float *dst) {
+  for (int64_t c = 0; c < part->channels; c++)
+    for (int64_t h = 0; h < part->rows; h++)
+      for (int64_t w = 0; w < part->width; w++) *dst++ = src[c * s_c + h * s_h + w * s_w];
+}
+
+struct lath_planes lath_read_planes(const struct lath_kernels *kernels, lath_dtype dtype, const struct lath_images *images,
+                                    const struct lath_part *part, float *copy) {
+  const int64_t at = element(images, part), s_h = images->s_h * part->step;
+  const float *src = (const float *)images->data + at;
+  if (reads_in_place(dtype, images, part->width)) return (struct lath_planes){.data = src, .s_c = images->s_c, .s_h = s_h};
+  if (dtype == LATH_BF16)
+    read_pixels((const uint16_t *)images->data + at, images->s_c, s_h, images->s_w, part, copy);
+  else if (images->s_c == 1 && part->channels > 1)
+    for (int64_t h = 0; h < part->rows; h++)
+      kernels->transpose(part->width, part->channels, src + h * s_h, images->s_w, copy + h * part->width,
+                         part->rows * part->width);
+  else
+    read_floats(src, images->s_c, s_h, images->s_w, part, copy);
+  return (struct lath_planes){.data = copy, .s_c = part->rows * part->width, .s_h = part->width};
+}
+
+static void write_pixels(const struct lath_planes *planes, const struct lath_part *part, uint16_t *dst, int64_t s_c,
+                         int64_t s_h, int64_t s_w) {
+  for (int64_t c = 0; c < part->channels; c++)
+    for (int64_t h = 0; h < part->rows; h++)
+      for (int64_t w = 0; w < part->width; w++)
+        dst[c * s_c + h * s_h + w * s_w] = lath_f32_to_bf16(planes->data[c * planes->s_c + h * planes->s_h + w]);
+}
+
+static void write_floats(const struct lath_planes *planes, const struct lath_part *part, float *dst, int64_t s_c, int64_t s_h,
+                         int64_t s_w) {
+  for (int64_t c = 0; c < part->channels; c++)
+    for (int64_t h = 0; h < part->rows; h++)
+      for (int64_t w = 0; w < part->width; w++)
+        dst[c * s_c + h * s_h + w * s_w] = planes->data[c * planes->s_c + h * planes->s_h + w];
+}
+
+void lath_write_planes(const struct lath_kernels *kernels, lath_dtype dtype, const struct lath_images *images,
+                       const struct lath_part *part, const struct lath_planes *planes) {
+  const int64_t at = element(images, part), s_h = images->s_h * part->step;
+  float *dst = (float *)images->data + at;
+  if (dtype == LATH_BF16)
+    write_pixels(planes, part, (uint16_t *)images->data + at, images->s_c, s_h, images->s_w);
+  else if (images->s_w == 1)
+    for (int64_t c = 0; c < part->channels; c++)
+      kernels->copy_rows(part->rows, part->width, 0, part->width, planes->data + c * planes->s_c, planes->s_h, 1,
+                         dst + c * images->s_c, s_h);
+  else if (images->s_c == 1)
+    for (int64_t h = 0; h < part->rows; h++)
+      kernels->transpose(part->channels, part->width, planes->data + h * planes->s_h, planes->s_c, dst + h * s_h, images->s_w);
+  else
+    write_floats(planes, part, dst, images->s_c, s_h, images->s_w);
+}
+
+/* ---- horizontal taps --------------------------------------------------------------------------------------------------------------------- */
+
+static int64_t ceil_div(int64_t a, int64_t b) { return a > 0 ? (a + b - 1) / b : 0; }
+
+/* Output pixels [from, to) of tap j meet the row; the others meet its padding. */
+static int64_t reach(const struct lath_columns *c, int64_t j, int64_t *from, int64_t *to) {
+  const int64_t shift = j * c->dilation - c->pad;
+  *from = smaller(ceil_div(-shift, c->stride), c->out);
+  *to = smaller(ceil_div(c->in - shift, c->stride), c->out);
+  if (*to < *from) *to = *from;
+  return shift;
+}
+
+void lath_spread_columns(const struct lath_kernels *kernels, const struct lath_columns *columns,
+                         const struct lath_planes *planes, int64_t channels, int64_t rows, const struct lath_copies *to) {
+  for (int64_t j = 0; j < columns->taps; j++) {
+    int64_t first, last;
+    const int64_t shift = reach(columns, j, &first, &last);
+    for (int64_t c = 0; c < channels; c++)
+      kernels->copy_rows(rows, columns->out, first, last, planes->data + c * planes->s_c + shift, planes->s_h, columns->stride,
+                         to->data + c * to->s_c + j * to->s_tap, to->s_h);
+  }
+}
+
+void lath_gather_columns(const struct lath_kernels *kernels, const struct lath_columns *columns, const struct lath_copies *from,
+                         int64_t channels, int64_t rows, float *planes, int64_t s_c, int64_t s_h) {
+  for (int64_t c = 0; c < channels; c++) {
+    for (int64_t h = 0; h < rows; h++) memset(planes + c * s_c + h * s_h, 0, (size_t)columns->in * sizeof *planes);
+    for (int64_t j = 0; j < columns->taps; j++) {
+      int64_t first, last;
+      const int64_t shift = reach(columns, j, &first, &last);
+      kernels->add_to_rows(rows, first, last, from->data + c * from->s_c + j * from->s_tap, from->s_h, planes + c * s_c + shift,
+                           s_h, columns->stride);
+    }
+  }
+}
