@@ -26,14 +26,15 @@ import torch
 import torch.autograd.forward_ad as _forward_ad
 from torch import Tensor
 
-from . import _autograd
+from . import _autograd, _conv
 from ._load import ISA_NAMES
-from .factor import break_even_rank
+from .factor import break_even_rank, conv_break_even_rank
 
-__all__ = ["Plan", "cpu_isa", "frobenius_decay", "linear", "lowrank_linear", "lowrank_linear_plan"]
+__all__ = ["Plan", "cpu_isa", "frobenius_decay", "linear", "lowrank_conv2d", "lowrank_linear", "lowrank_linear_plan"]
 
 ASSOCIATIONS = ("auto", "factored", "merged")  # enum lath_association
 KERNELS = ("plain", "rows", "tiles", "merged")  # enum lath_lowrank_kernel
+CONV_KERNELS = ("auto", "fused", "pair", "merged")
 
 _ASSOCIATION_CODE = {name: code for code, name in enumerate(ASSOCIATIONS)}
 
@@ -122,6 +123,65 @@ def lowrank_linear(
         save, code = _training_plan(x, weight_v, weight_u, code)
         return _autograd.lowrank_linear(x, weight_v, weight_u, bias, inner_bias, save, code)
     return _lowrank_linear(x, weight_v, weight_u, bias, inner_bias, code)
+
+
+def lowrank_conv2d(
+    x: Tensor,
+    weight_v: Tensor,
+    weight_u: Tensor,
+    bias: Tensor | None = None,
+    inner_bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    mode: str = "separable",
+    kernel: str = "auto",
+) -> Tensor:
+    """A thin convolution of x to ``rank`` channels for every group, plus inner_bias, then one to ``out``, plus bias.
+
+    Args:
+        x: (batch, in, height, width), or (in, height, width).
+        weight_v: the first factor: (groups * rank, in / groups, 1, kw) if separable, (groups * rank, in / groups, kh,
+            kw) if pointwise.
+        weight_u: the second factor: (out, rank, kh, 1) if separable, (out, rank, 1, 1) if pointwise.
+        bias: (out), or None.
+        inner_bias: (groups * rank), or None.
+        stride: of the dense convolution, as for ``torch.nn.functional.conv2d``, like the next three. Each axis belongs
+            to the factor that has its taps.
+        padding: numbers, "same" or "valid". The rows of padding of a separable pair are zeros of the intermediate,
+            without the inner bias.
+        dilation: distance of the taps.
+        groups: groups of channels, each factored on its own.
+        mode: "separable" or "pointwise".
+        kernel: "fused" runs lath's own, "pair" two convolutions of torch, "merged" one with the dense weight, "auto"
+            the fastest by plan. Values and gradients are the same up to rounding.
+
+    Returns:
+        (batch, out, out_height, out_width) in the type of x, channels-last if x is; under autocast in the autocast
+        type.
+
+    Raises:
+        RuntimeError: a shape, dtype, layout or device does not fit; or autocast to float16 on the CPU.
+        TypeError: x is not a tensor; stride, padding or dilation is neither an int nor two of them.
+        ValueError: an unknown mode, kernel or padding; padding "same" with a stride; "merged" with an inner bias and
+            rows of padding in a separable pair, which no dense convolution can express.
+    """
+    if kernel not in CONV_KERNELS:
+        raise ValueError(f"lath.lowrank_conv2d: kernel is {kernel!r}, expected one of {CONV_KERNELS}")
+    size = _conv.kernel_size(weight_v, weight_u, mode)
+    g = _conv.geometry(size, stride, padding, dilation, groups, mode)
+    can_merge = _conv.can_merge(g, inner_bias is not None)
+    if kernel == "merged" and not can_merge:
+        raise ValueError(
+            "lath.lowrank_conv2d: kernel 'merged' cannot express an inner bias with rows of padding, expected 'pair'"
+        )
+    if kernel == "auto" and can_merge:
+        channels = weight_v.shape[1] * groups, weight_u.shape[0]
+        break_even = conv_break_even_rank(*channels, size, mode, groups, (g.stride_h, g.stride_w))
+        kernel = "merged" if weight_u.shape[1] > break_even else "pair"
+    run = _conv.merged if kernel == "merged" else _conv.pair
+    return run(x, weight_v, weight_u, bias, inner_bias, g)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

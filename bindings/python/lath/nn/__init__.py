@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modules whose weights are thin."""
 
+from .conv import LowRankConv2d
 from .linear import LowRankLinear
 
-__all__ = ["LowRankLinear"]
+__all__ = ["LowRankConv2d", "LowRankLinear"]
