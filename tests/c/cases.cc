@@ -4,21 +4,11 @@
 
 #include "cases.h"
 
-#include <functional>
-
 namespace lath_test {
-namespace {
 
-Values Draw(Numbers numbers, uint32_t seed, int64_t count) {
-  return numbers == Numbers::kIntegers ? SmallIntegers(seed, count) : Uniform(seed, count);
-}
-
-// All rows are equal where the layout repeats the first one, and the fill order does not matter then.
 void FillWith(Operand *operand, Numbers numbers, uint32_t seed) {
-  operand->Fill(Draw(numbers, seed, operand->rows() * operand->cols()));
+  operand->Fill(numbers == Numbers::kIntegers ? SmallIntegers(seed, operand->size()) : Uniform(seed, operand->size()));
 }
-
-}  // namespace
 
 lath_dtype AccumulatorType(lath_dtype dtype) { return dtype == LATH_F64 ? LATH_F64 : LATH_F32; }
 
@@ -57,12 +47,7 @@ LinearRun RunLinear(const LinearInputs &inputs, const CallOptions &options) {
   LinearArgs args = Arguments(inputs);
   args.y = run.y.data();
   args.s_y = run.y.stride();
-  run.status = lath_linear_workspace(&args, options.host, &args.workspace_bytes);
-  if (run.status != LATH_OK) return run;
-  Memory workspace(args.workspace_bytes, Place::kHeap, options.workspace_misalignment);
-  args.workspace = workspace.data();
-  run.status = options.ref ? lath_linear_ref(&args) : lath_linear(&args, options.host);
-  run.workspace_intact = workspace.Intact();
+  Call(&args, options, lath_linear_workspace, lath_linear, lath_linear_ref, &run);
   return run;
 }
 
@@ -129,12 +114,7 @@ ForwardRun RunForward(const LowrankInputs &inputs, const CallOptions &options, b
   args.y = run.y.data();
   args.s_y = run.y.stride();
   args.p = with_p ? run.p.data() : nullptr;
-  run.status = lath_lowrank_linear_workspace(&args, options.host, &args.workspace_bytes);
-  if (run.status != LATH_OK) return run;
-  Memory workspace(args.workspace_bytes, Place::kHeap, options.workspace_misalignment);
-  args.workspace = workspace.data();
-  run.status = options.ref ? lath_lowrank_linear_ref(&args) : lath_lowrank_linear(&args, options.host);
-  run.workspace_intact = workspace.Intact();
+  Call(&args, options, lath_lowrank_linear_workspace, lath_lowrank_linear, lath_lowrank_linear_ref, &run);
   return run;
 }
 
@@ -159,42 +139,31 @@ BackwardRun RunBackward(const LowrankInputs &inputs, const CallOptions &options,
   args.du = gradients & kDu ? run.du.data() : nullptr;
   args.d_inner_bias = gradients & kDInnerBias ? run.d_inner_bias.data() : nullptr;
   args.d_bias = gradients & kDBias ? run.d_bias.data() : nullptr;
-  run.status = lath_lowrank_linear_backward_workspace(&args, options.host, &args.workspace_bytes);
-  if (run.status != LATH_OK) return run;
-  Memory workspace(args.workspace_bytes, Place::kHeap, options.workspace_misalignment);
-  args.workspace = workspace.data();
-  run.status = options.ref ? lath_lowrank_linear_backward_ref(&args) : lath_lowrank_linear_backward(&args, options.host);
-  run.workspace_intact = workspace.Intact();
+  Call(&args, options, lath_lowrank_linear_backward_workspace, lath_lowrank_linear_backward, lath_lowrank_linear_backward_ref,
+       &run);
   return run;
 }
 
 namespace {
 
-using Formula = Values (LowrankOracle::*)() const;
-
 struct NamedGradient {
   const char *name;
   unsigned bit;
   Operand BackwardRun::*result;
-  Formula formula;
+  Values Gradients::*values;
 };
 
 constexpr NamedGradient kNamedGradients[] = {
-    {"dx", kDx, &BackwardRun::dx, &LowrankOracle::Dx},
-    {"dv", kDv, &BackwardRun::dv, &LowrankOracle::Dv},
-    {"du", kDu, &BackwardRun::du, &LowrankOracle::Du},
-    {"d_inner_bias", kDInnerBias, &BackwardRun::d_inner_bias, &LowrankOracle::DInnerBias},
-    {"d_bias", kDBias, &BackwardRun::d_bias, &LowrankOracle::DBias},
+    {"dx", kDx, &BackwardRun::dx, &Gradients::dx},
+    {"dv", kDv, &BackwardRun::dv, &Gradients::dv},
+    {"du", kDu, &BackwardRun::du, &Gradients::du},
+    {"d_inner_bias", kDInnerBias, &BackwardRun::d_inner_bias, &Gradients::d_inner_bias},
+    {"d_bias", kDBias, &BackwardRun::d_bias, &Gradients::d_bias},
 };
 
-testing::AssertionResult Completed(const BackwardRun &run) {
-  if (run.status != LATH_OK) return testing::AssertionFailure() << lath_status_text(run.status);
-  if (!run.workspace_intact) return testing::AssertionFailure() << "bytes outside the workspace were written";
-  return testing::AssertionSuccess();
-}
-
-testing::AssertionResult EachGradient(const BackwardRun &run, unsigned gradients,
-                                      const std::function<testing::AssertionResult(const Operand &, Formula)> &check) {
+// Calls check(operand, its member of Gradients) for each gradient that was asked for; the others must be untouched.
+template <typename Check>
+testing::AssertionResult EachGradient(const BackwardRun &run, unsigned gradients, Check check) {
   const testing::AssertionResult completed = Completed(run);
   if (!completed) return completed;
   for (const NamedGradient &gradient : kNamedGradients) {
@@ -203,7 +172,7 @@ testing::AssertionResult EachGradient(const BackwardRun &run, unsigned gradients
       if (!got.Untouched()) return testing::AssertionFailure() << gradient.name << " was written and not asked for";
       continue;
     }
-    const testing::AssertionResult result = check(got, gradient.formula);
+    const testing::AssertionResult result = check(got, gradient.values);
     if (!result) return testing::AssertionFailure() << gradient.name << ": " << result.message();
   }
   return testing::AssertionSuccess();
@@ -211,15 +180,15 @@ testing::AssertionResult EachGradient(const BackwardRun &run, unsigned gradients
 
 }  // namespace
 
-testing::AssertionResult ExactGradients(const BackwardRun &run, const LowrankOracle &oracle, unsigned gradients) {
-  return EachGradient(run, gradients, [&](const Operand &got, Formula formula) { return Exactly(got, (oracle.*formula)()); });
+testing::AssertionResult ExactGradients(const BackwardRun &run, const Gradients &want, unsigned gradients) {
+  return EachGradient(run, gradients,
+                      [&](const Operand &got, Values Gradients::*values) { return Exactly(got, want.*values); });
 }
 
-testing::AssertionResult GradientsWithin(const BackwardRun &run, const LowrankOracle &oracle, unsigned gradients) {
-  const LowrankOracle magnitudes = oracle.OfMagnitudes();
-  return EachGradient(run, gradients, [&](const Operand &got, Formula formula) {
-    const double factor = oracle.ErrorFactor(run.dv.dtype());
-    return Within(got, (oracle.*formula)(), Scaled((magnitudes.*formula)(), factor));
+testing::AssertionResult GradientsWithin(const BackwardRun &run, const Gradients &want, const Gradients &magnitudes,
+                                         double factor, unsigned gradients) {
+  return EachGradient(run, gradients, [&](const Operand &got, Values Gradients::*values) {
+    return Within(got, want.*values, Scaled(magnitudes.*values, factor));
   });
 }
 
@@ -275,12 +244,7 @@ FrobeniusRun RunFrobenius(const FrobeniusInputs &inputs, const CallOptions &opti
   args.gram_v = run.gram_v.data();
   args.gram_u = run.gram_u.data();
   args.value = reinterpret_cast<double *>(run.value.data());
-  run.status = lath_frobenius_workspace(&args, options.host, &args.workspace_bytes);
-  if (run.status != LATH_OK) return run;
-  Memory workspace(args.workspace_bytes, Place::kHeap, options.workspace_misalignment);
-  args.workspace = workspace.data();
-  run.status = options.ref ? lath_frobenius_ref(&args) : lath_frobenius(&args, options.host);
-  run.workspace_intact = workspace.Intact();
+  Call(&args, options, lath_frobenius_workspace, lath_frobenius, lath_frobenius_ref, &run);
   return run;
 }
 
@@ -294,12 +258,7 @@ FrobeniusBackwardRun RunFrobeniusBackward(const FrobeniusInputs &inputs, const C
   args.scale = scale;
   args.dv = gradients & kDv ? run.dv.data() : nullptr;
   args.du = gradients & kDu ? run.du.data() : nullptr;
-  run.status = lath_frobenius_workspace(&args, options.host, &args.workspace_bytes);
-  if (run.status != LATH_OK) return run;
-  Memory workspace(args.workspace_bytes, Place::kHeap, options.workspace_misalignment);
-  args.workspace = workspace.data();
-  run.status = options.ref ? lath_frobenius_backward_ref(&args) : lath_frobenius_backward(&args, options.host);
-  run.workspace_intact = workspace.Intact();
+  Call(&args, options, lath_frobenius_workspace, lath_frobenius_backward, lath_frobenius_backward_ref, &run);
   return run;
 }
 

@@ -12,6 +12,9 @@ namespace lath_test {
 
 enum class Numbers { kIntegers, kUniform };
 
+// Where the layout repeats elements, the last number drawn for one stays.
+void FillWith(Operand *operand, Numbers numbers, uint32_t seed);
+
 // The element type that p and the Gram matrices are stored in.
 lath_dtype AccumulatorType(lath_dtype dtype);
 
@@ -20,10 +23,28 @@ struct CallOptions {
   bool ref = false;
   const lath_host *host = &lath_serial_host;
   lath_association association = LATH_AUTO;
-  Layout output;                      // of y and dx
+  Layout output;                      // of y and dx; outputs do not repeat
   Layout contiguous;                  // of p, dv, du and the bias gradients: no gap
   size_t workspace_misalignment = 0;  // bytes
 };
+
+// Calls `entry`, or its twin `ref`, with a workspace of exactly the size that `query` answers.
+template <typename Args, typename Query, typename Entry, typename Ref, typename Run>
+void Call(Args *args, const CallOptions &options, Query query, Entry entry, Ref ref, Run *run) {
+  run->status = query(args, options.host, &args->workspace_bytes);
+  if (run->status != LATH_OK) return;
+  Memory workspace(args->workspace_bytes, Place::kHeap, options.workspace_misalignment);
+  args->workspace = workspace.data();
+  run->status = options.ref ? ref(args) : entry(args, options.host);
+  run->workspace_intact = workspace.Intact();
+}
+
+template <typename Run>
+testing::AssertionResult Completed(const Run &run) {
+  if (run.status != LATH_OK) return testing::AssertionFailure() << lath_status_text(run.status);
+  if (!run.workspace_intact) return testing::AssertionFailure() << "bytes outside the workspace were written";
+  return testing::AssertionSuccess();
+}
 
 // ---- linear -------------------------------------------------------------------------------------------------------------
 
@@ -87,9 +108,22 @@ struct BackwardRun {
 BackwardRun RunBackward(const LowrankInputs &inputs, const CallOptions &options, unsigned gradients = kAllGradients,
                         const Operand *p = nullptr);
 
-// The asked gradients are exact or within the bound of the oracle, the others were not touched.
-testing::AssertionResult ExactGradients(const BackwardRun &run, const LowrankOracle &oracle, unsigned gradients);
-testing::AssertionResult GradientsWithin(const BackwardRun &run, const LowrankOracle &oracle, unsigned gradients);
+// The asked gradients are exact or within factor * magnitudes, the others were not touched.
+testing::AssertionResult ExactGradients(const BackwardRun &run, const Gradients &want, unsigned gradients);
+testing::AssertionResult GradientsWithin(const BackwardRun &run, const Gradients &want, const Gradients &magnitudes,
+                                         double factor, unsigned gradients);
+
+template <typename Oracle>
+testing::AssertionResult ExactGradients(const BackwardRun &run, const Oracle &oracle, unsigned gradients) {
+  return ExactGradients(run, oracle.AllGradients(), gradients);
+}
+
+template <typename Oracle>
+testing::AssertionResult GradientsWithin(const BackwardRun &run, const Oracle &oracle, unsigned gradients) {
+  return GradientsWithin(run, oracle.AllGradients(), oracle.OfMagnitudes().AllGradients(), oracle.ErrorFactor(run.dv.dtype()),
+                         gradients);
+}
+
 testing::AssertionResult SameGradients(const BackwardRun &a, const BackwardRun &b, unsigned gradients = kAllGradients);
 
 // ---- Frobenius decay ------------------------------------------------------------------------------------------------------

@@ -6,9 +6,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <new>
+#include <numeric>
 
 #include "support.h"
 
@@ -40,9 +43,48 @@ __attribute__((no_sanitize("address"), noinline)) bool AllPattern(const unsigned
   return begin == end;
 }
 
-size_t StorageBytes(lath_dtype dtype, int64_t rows, int64_t cols, int64_t stride) {
-  if (rows == 0 || cols == 0) return 0;
-  return static_cast<size_t>((rows - 1) * stride + cols) * lath_dtype_size(dtype);
+// From the first element to the end of the last one.
+size_t StorageBytes(lath_dtype dtype, const Index &extents, const Index &strides) {
+  int64_t last = 0;
+  for (size_t d = 0; d < extents.size(); ++d) {
+    if (extents[d] == 0) return 0;
+    last += (extents[d] - 1) * strides[d];
+  }
+  return static_cast<size_t>(last + 1) * lath_dtype_size(dtype);
+}
+
+// The dimensions in `order`, innermost first, `step` elements apart in the innermost one.
+Index Packed(const Index &extents, const std::array<size_t, 4> &order, int64_t step, int64_t gap) {
+  Index strides(4);
+  for (const size_t d : order) {
+    strides[d] = step;
+    step = step * std::max<int64_t>(extents[d], 1) + gap;
+  }
+  return strides;
+}
+
+Index ImageStrides(const Index &extents, const Layout &layout) {
+  enum : size_t { n, c, h, w };
+  const Index contiguous = Packed(extents, {w, h, c, n}, 1, layout.gap);
+  switch (layout.images) {
+    case Images::kContiguous:
+      return contiguous;
+    case Images::kChannelsLast:
+      return Packed(extents, {c, w, h, n}, 1, layout.gap);
+    case Images::kTransposed:
+      return Packed(extents, {h, w, c, n}, 1, layout.gap);
+    case Images::kImagesInnermost:
+      return Packed(extents, {n, w, h, c}, 1, layout.gap);
+    case Images::kEveryOther:
+      return Packed(extents, {w, h, c, n}, 2, layout.gap);
+    case Images::kRepeatedImage:
+      return {0, contiguous[c], contiguous[h], contiguous[w]};
+    case Images::kRepeatedChannel:
+      return {contiguous[n], 0, contiguous[h], contiguous[w]};
+    case Images::kOneValue:
+      return {0, 0, 0, 0};
+  }
+  return {};
 }
 
 void Store(lath_dtype dtype, unsigned char *to, double value) {
@@ -117,50 +159,76 @@ Memory::~Memory() {
 bool Memory::Intact() const { return AllPattern(block_, data_) && AllPattern(data_ + bytes_, block_ + block_bytes_); }
 
 Operand::Operand(lath_dtype dtype, int64_t rows, int64_t cols, Layout layout)
+    : Operand(dtype, {rows, cols}, {layout.repeat_row ? 0 : cols + layout.gap, 1}, layout) {}
+
+Operand::Operand(lath_dtype dtype, int64_t n, int64_t c, int64_t h, int64_t w, Layout layout)
+    : Operand(dtype, {n, c, h, w}, ImageStrides({n, c, h, w}, layout), layout) {}
+
+Operand::Operand(lath_dtype dtype, Index extents, Index strides, const Layout &layout)
     : dtype_(dtype),
-      rows_(rows),
-      cols_(cols),
-      stride_(layout.repeat_row ? 0 : cols + layout.gap),
-      memory_(std::make_unique<Memory>(StorageBytes(dtype, rows, cols, stride_), layout.place,
+      extents_(std::move(extents)),
+      strides_(std::move(strides)),
+      memory_(std::make_unique<Memory>(StorageBytes(dtype, extents_, strides_), layout.place,
                                        static_cast<size_t>(layout.misalignment) * lath_dtype_size(dtype))) {}
 
-size_t Operand::At(int64_t row, int64_t col) const {
-  return static_cast<size_t>(row * stride_ + col) * lath_dtype_size(dtype_);
+int64_t Operand::size() const {
+  return std::accumulate(extents_.begin(), extents_.end(), int64_t{1}, std::multiplies<int64_t>());
+}
+
+size_t Operand::At(const Index &index) const {
+  return static_cast<size_t>(std::inner_product(index.begin(), index.end(), strides_.begin(), int64_t{0})) *
+         lath_dtype_size(dtype_);
+}
+
+std::vector<size_t> Operand::Elements() const {
+  std::vector<size_t> elements = {0};
+  for (size_t d = 0; d < extents_.size(); ++d) {
+    const size_t step = static_cast<size_t>(strides_[d]) * lath_dtype_size(dtype_);
+    std::vector<size_t> finer;
+    finer.reserve(elements.size() * static_cast<size_t>(extents_[d]));
+    for (const size_t at : elements) {
+      for (size_t k = 0; k < static_cast<size_t>(extents_[d]); ++k) finer.push_back(at + k * step);
+    }
+    elements = std::move(finer);
+  }
+  return elements;
 }
 
 void Operand::Fill(const Values &values) {
-  ASSERT_EQ(values.size(), static_cast<size_t>(rows_ * cols_));
-  for (int64_t row = 0; row < rows_; ++row) {
-    for (int64_t col = 0; col < cols_; ++col) Set(row, col, values[static_cast<size_t>(row * cols_ + col)]);
-  }
+  const std::vector<size_t> elements = Elements();
+  ASSERT_EQ(values.size(), elements.size());
+  for (size_t k = 0; k < values.size(); ++k) Store(dtype_, memory_->data() + elements[k], values[k]);
 }
 
-void Operand::Set(int64_t row, int64_t col, double value) { Store(dtype_, memory_->data() + At(row, col), value); }
+void Operand::Set(const Index &index, double value) { Store(dtype_, memory_->data() + At(index), value); }
 
-double Operand::Get(int64_t row, int64_t col) const { return Load(dtype_, memory_->data() + At(row, col)); }
+double Operand::Get(const Index &index) const { return Load(dtype_, memory_->data() + At(index)); }
 
 Values Operand::Read() const {
   Values values;
-  values.reserve(static_cast<size_t>(rows_ * cols_));
-  for (int64_t row = 0; row < rows_; ++row) {
-    for (int64_t col = 0; col < cols_; ++col) values.push_back(Get(row, col));
-  }
+  values.reserve(static_cast<size_t>(size()));
+  for (const size_t at : Elements()) values.push_back(Load(dtype_, memory_->data() + at));
   return values;
 }
 
 std::vector<unsigned char> Operand::Bytes() const {
   std::vector<unsigned char> bytes;
-  for (int64_t row = 0; row < rows_ && cols_ > 0; ++row) {
-    const unsigned char *begin = memory_->data() + At(row, 0);
-    bytes.insert(bytes.end(), begin, begin + At(0, cols_));
+  for (const size_t at : Elements()) {
+    const unsigned char *begin = memory_->data() + at;
+    bytes.insert(bytes.end(), begin, begin + lath_dtype_size(dtype_));
   }
   return bytes;
 }
 
 bool Operand::Intact() const {
   if (!memory_->Intact()) return false;
-  for (int64_t row = 0; row + 1 < rows_ && cols_ > 0 && stride_ > cols_; ++row) {
-    if (!AllPattern(memory_->data() + At(row, cols_), memory_->data() + At(row + 1, 0))) return false;
+  const size_t element = lath_dtype_size(dtype_), span = memory_->bytes();
+  if (span <= static_cast<size_t>(size()) * element) return true;  // no gaps
+  std::vector<bool> used(span / element, false);
+  for (const size_t at : Elements()) used[at / element] = true;
+  for (size_t k = 0; k < used.size(); ++k) {
+    const unsigned char *begin = memory_->data() + k * element;
+    if (!used[k] && !AllPattern(begin, begin + element)) return false;
   }
   return true;
 }

@@ -19,6 +19,11 @@ Values Transpose(const Values &a, int64_t rows, int64_t cols);
 Values Absolute(const Values &a);
 Values Scaled(const Values &a, double factor);
 
+// Of the sum of y * dy.
+struct Gradients {
+  Values dx, dv, du, d_inner_bias, d_bias;
+};
+
 struct LowrankShape {
   int64_t rows, in, rank, out;
 };
@@ -39,6 +44,7 @@ struct LowrankOracle {
   Values Du() const;
   Values DInnerBias() const;
   Values DBias() const;
+  Gradients AllGradients() const { return {Dx(), Dv(), Du(), DInnerBias(), DBias()}; }
 };
 
 }  // namespace lath_test

@@ -76,10 +76,20 @@ namespace {
 
 bool SameValue(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
 
+std::string IndexText(const Index &extents, size_t k) {
+  std::string text;
+  for (size_t d = extents.size(); d-- > 0;) {
+    const size_t extent = static_cast<size_t>(extents[d]);
+    text = (d > 0 ? ", " : "") + std::to_string(k % extent) + text;
+    k /= extent;
+  }
+  return text;
+}
+
 // Compares element by element with `matches(got, k)`; the message names the first mismatch and counts them.
 template <typename Matches>
 testing::AssertionResult Compare(const Operand &got, const Values &want, Matches matches) {
-  if (!got.Intact()) return testing::AssertionFailure() << "bytes outside the matrix were written";
+  if (!got.Intact()) return testing::AssertionFailure() << "bytes outside the operand were written";
   const Values values = got.Read();
   if (values.size() != want.size()) {
     return testing::AssertionFailure() << values.size() << " elements, expected " << want.size();
@@ -89,10 +99,9 @@ testing::AssertionResult Compare(const Operand &got, const Values &want, Matches
     if (!matches(values[k], k) && mismatches++ == 0) first = k;
   }
   if (mismatches == 0) return testing::AssertionSuccess();
-  const size_t cols = static_cast<size_t>(got.cols());
   char text[160];
-  std::snprintf(text, sizeof text, "%zu of %zu elements differ, first at (%zu, %zu): got %.9g, expected %.9g", mismatches,
-                values.size(), first / cols, first % cols, values[first], want[first]);
+  std::snprintf(text, sizeof text, "%zu of %zu elements differ, first at (%s): got %.9g, expected %.9g", mismatches,
+                values.size(), IndexText(got.extents(), first).c_str(), values[first], want[first]);
   return testing::AssertionFailure() << text;
 }
 
@@ -111,7 +120,7 @@ testing::AssertionResult Within(const Operand &got, const Values &want, const Va
 }
 
 testing::AssertionResult SameBits(const Operand &a, const Operand &b) {
-  if (!a.Intact() || !b.Intact()) return testing::AssertionFailure() << "bytes outside the matrix were written";
+  if (!a.Intact() || !b.Intact()) return testing::AssertionFailure() << "bytes outside the operand were written";
   if (a.Bytes() == b.Bytes()) return testing::AssertionSuccess();
   return Exactly(a, b.Read()) << " (bits differ)";
 }

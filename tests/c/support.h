@@ -96,37 +96,60 @@ class Memory {
   size_t bytes_ = 0;
 };
 
-struct Layout {
-  int64_t gap = 0;           // elements between the end of a row and the next row
-  int64_t misalignment = 0;  // elements that the first one is shifted by, from a 64-byte boundary
-  bool repeat_row = false;   // stride 0: all rows are the first one
-  Place place = Place::kHeap;
+// In which order the extents (n, c, h, w) of a batch of images lie in memory.
+enum class Images {
+  kContiguous,
+  kChannelsLast,
+  kTransposed,       // height and width exchanged
+  kImagesInnermost,  // n is adjacent
+  kEveryOther,       // contiguous, every other element of a row
+  kRepeatedImage,    // stride 0: all images are the first one; inputs only, as those below
+  kRepeatedChannel,
+  kOneValue  // all strides 0
 };
 
-// A matrix of one element type. A vector is a matrix with one row.
+struct Layout {
+  int64_t gap = 0;           // elements between the end of a row and the next row; of images, in every dimension
+  int64_t misalignment = 0;  // elements that the first one is shifted by, from a 64-byte boundary
+  bool repeat_row = false;   // of a matrix: stride 0, all rows are the first one
+  Place place = Place::kHeap;
+  Images images = Images::kContiguous;
+};
+
+using Index = std::vector<int64_t>;
+
+// A matrix or a batch of images of one element type. A vector is a matrix with one row.
 class Operand {
  public:
   Operand(lath_dtype dtype, int64_t rows, int64_t cols, Layout layout = {});
+  Operand(lath_dtype dtype, int64_t n, int64_t c, int64_t h, int64_t w, Layout layout = {});
 
-  void Fill(const Values &values);  // row-major, rows * cols; rounded to the element type
-  void Set(int64_t row, int64_t col, double value);
-  double Get(int64_t row, int64_t col) const;
+  void Fill(const Values &values);  // row-major; rounded to the element type
+  void Set(const Index &index, double value);
+  void Set(int64_t row, int64_t col, double value) { Set({row, col}, value); }
+  double Get(const Index &index) const;
+  double Get(int64_t row, int64_t col) const { return Get({row, col}); }
   Values Read() const;  // row-major, as the library sees it: rounded, rows repeated
 
   void *data() const { return memory_->data(); }
-  int64_t stride() const { return stride_; }
-  int64_t rows() const { return rows_; }
-  int64_t cols() const { return cols_; }
+  const Index &extents() const { return extents_; }
+  const Index &strides() const { return strides_; }
+  int64_t size() const;
+  int64_t stride() const { return strides_[0]; }
+  int64_t rows() const { return extents_[0]; }
+  int64_t cols() const { return extents_[1]; }
   lath_dtype dtype() const { return dtype_; }
   std::vector<unsigned char> Bytes() const;  // of the elements, without the gaps
   bool Intact() const;                       // guard bands and gaps between rows are as they were
   bool Untouched() const;                    // no element was written either
 
  private:
-  size_t At(int64_t row, int64_t col) const;
+  Operand(lath_dtype dtype, Index extents, Index strides, const Layout &layout);
+  size_t At(const Index &index) const;   // bytes from the first element
+  std::vector<size_t> Elements() const;  // the same of every element, row-major
 
   lath_dtype dtype_;
-  int64_t rows_, cols_, stride_;
+  Index extents_, strides_;
   std::unique_ptr<Memory> memory_;
 };
 

@@ -15,8 +15,8 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 testing::AssertionResult ExactLinear(const LinearInputs &inputs, const LowrankOracle &oracle, const CallOptions &options) {
   const LinearRun run = RunLinear(inputs, options);
-  if (run.status != LATH_OK) return testing::AssertionFailure() << lath_status_text(run.status);
-  if (!run.workspace_intact) return testing::AssertionFailure() << "bytes outside the workspace were written";
+  const testing::AssertionResult completed = Completed(run);
+  if (!completed) return completed;
   const testing::AssertionResult result = Exactly(run.y, oracle.P());
   if (result) return result;
   return testing::AssertionFailure() << Describe(inputs.dtype, oracle.shape) << " (rank = out), strides " << inputs.x.stride()
