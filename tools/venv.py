@@ -23,8 +23,8 @@ PIP = "pip>=23.1"
 # Groups of programs: they belong into the bin folder of the environment, even where a shared folder has their packages.
 PROGRAMS = {"build", "format"}
 
-# Printed by the interpreter under question: the version of torch, then the folders of packages that it sees. The version
-# is the one that pip knows: torch.__version__ may add a suffix (+cu132), which would fit no constraint.
+# Printed by the interpreter under question: the version of torch, then the folders of packages that it sees. It is the
+# version that pip knows: torch.__version__ may add a suffix (+cu132), which would fit no constraint.
 TORCH_PROBE = """
 import importlib.metadata, sys, torch
 print(importlib.metadata.version("torch"))

@@ -336,7 +336,7 @@ def test_wrong_arguments():
         lath.convert(mlp(), lath.LowRank(rank=2), include=[3])
     with pytest.raises(TypeError, match="exclude contains 3"):
         lath.convert(mlp(), lath.LowRank(rank=2), exclude=3)
-    with pytest.raises(ValueError, match=r"include matches no linear layer of the model; it has: 0, 2, 4"):
+    with pytest.raises(ValueError, match=r"include matches no layer of the model; it has: 0, 2, 4"):
         lath.convert(mlp(), lath.LowRank(rank=2), include="layer*")
 
 

@@ -5,10 +5,10 @@ Importing the package loads the operators into ``torch.ops.lath``::
 
     import lath
 
-    report = lath.convert(model, lath.LowRank(ratio=0.2))   # nn.Linear -> lath.nn.LowRankLinear, in place
+    report = lath.convert(model, lath.LowRank(ratio=0.2))   # nn.Linear, nn.Conv2d -> thin ones, in place
     print(report)
     ...                                                      # train as before, with a new optimizer
-    lath.restore(model)                                      # back to nn.Linear, weights merged
+    lath.restore(model)                                      # back to the dense layers, weights merged
 """
 
 from . import _load
@@ -22,6 +22,7 @@ from .decay import FrobeniusDecay, frobenius_decay, kronecker_decay, l2_decay  #
 from .freeze import freeze, unfreeze  # noqa: E402
 from .info import info  # noqa: E402
 from .report import LayerReport, Report, report  # noqa: E402
+from .rules import decom_rule  # noqa: E402
 from .specs import LowRank  # noqa: E402
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Report",
     "__version__",
     "convert",
+    "decom_rule",
     "dense_state_dict",
     "freeze",
     "frobenius_decay",

@@ -8,19 +8,23 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from .factor import Decomposition, break_even_rank, merge, merge_bias
-from .nn import LowRankLinear
+from .costs import break_even
+from .factor import Decomposition, conv_matrix
+from .nn import LowRankConv2d, LowRankLinear
+from .nn.factored import Factored
 from .report import LayerReport, Report, describe
 from .specs import LowRank
-from .survey import Site, survey
+from .survey import DENSE, Site, survey
 
-Pattern = str | re.Pattern
-Selection = Pattern | Iterable[Pattern] | Callable[[str, nn.Module], bool] | None
+Predicate = Callable[[str, nn.Module], bool]
+Pattern = str | re.Pattern | Predicate
+Selection = Pattern | Iterable[Pattern] | None
 
 _HOOKS = (
     "_backward_hooks",
@@ -36,56 +40,55 @@ _HOOKS = (
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
 )
-_OWN_ATTRIBUTES = ("_frozen", "rank")  # of LowRankLinear, not to be carried over to nn.Linear
 
 
 def convert(model: nn.Module, spec: LowRank, include: Selection = None, exclude: Selection = None) -> Report:
-    """Replace the ``nn.Linear`` layers of ``model`` by low-rank ones, in place.
+    """Replace the ``nn.Linear`` and ``nn.Conv2d`` layers of ``model`` by low-rank ones, in place.
 
-    A layer stays as it is, with the reason in the report, when the form would not make it cheaper, when its weight is
-    tied or parametrized, when it is lazy or a subclass of ``nn.Linear``, and inside ``nn.MultiheadAttention`` and
-    ``nn.TransformerEncoderLayer``, which read the weights of their children. A module that is registered in several
-    places is converted once and stays shared. Hooks, ``requires_grad``, training mode, dtype and device are carried
-    over; hooks on parameters are not, and an optimizer must be made anew, because the parameters are new. Converting
-    again is harmless.
+    A layer stays as it is, with the reason in the report, when the form would not make it cheaper, when it is a
+    depthwise convolution, when its weight is tied or parametrized, when it is lazy, quantized or a subclass with a
+    forward of its own, and inside modules that read the weights of their children: ``nn.MultiheadAttention``,
+    ``nn.TransformerEncoderLayer`` and the fused modules of ``torch.ao.nn.intrinsic``. A module that is registered in
+    several places is converted once and stays shared. Hooks, ``requires_grad``, training mode, dtype and device are
+    carried over; hooks on parameters are not, and an optimizer must be made anew, because the parameters are new.
+    Converting again is harmless.
 
     All new layers are built before the first one is put in: after an error the model is as it was.
 
     Args:
-        model: a module that contains linear layers.
+        model: a module that contains linear layers or convolutions.
         spec: the form and the rank.
         include: only layers whose qualified name matches: a glob, a compiled regular expression (which has to match the
-            whole name), a list of these, or a callable ``(name, module) -> bool``.
-        exclude: not these layers; the same forms.
+            whole name), a callable ``(name, module) -> bool``, or a list of these.
+        exclude: not these layers; the same forms. :func:`lath.decom_rule` makes one that keeps early layers dense.
 
     Returns:
-        One entry per linear layer, with multiply-adds for one row.
+        One entry per layer, with multiply-adds for one row or output pixel.
 
     Raises:
         TypeError: an argument of a wrong type.
-        ValueError: ``model`` itself is a linear layer, which cannot be replaced in place (wrap it in ``nn.Sequential``,
-            or call ``LowRankLinear.from_dense``); ``include`` matches nothing; a ratio that gives rank 0; a weight with
-            NaN.
+        ValueError: ``model`` itself is a layer, which cannot be replaced in place (wrap it in ``nn.Sequential``, or
+            call ``from_dense`` of the low-rank layer); ``include`` matches nothing; a ratio that gives rank 0; a weight
+            with NaN.
     """
     _check_model(model, "convert")
     if not isinstance(spec, LowRank):
         raise TypeError(f"lath.convert: spec is {type(spec).__name__}, expected lath.LowRank")
-    included, excluded = _selector(include, "include"), _selector(exclude, "exclude")
+    selected = _selector(include, "include"), _selector(exclude, "exclude")
     sites = survey(model)
-    chosen = [included is None or any(included(name, site.module) for name in site.names) for site in sites]
-    if sites and not any(chosen):
-        names = ", ".join(site.name for site in sites[:10])
-        raise ValueError(f"lath.convert: include matches no linear layer of the model; it has: {names}")
+    reasons = [site.reason or _already(site) for site in sites]
+    _select(sites, reasons, *selected)
+    _skip_ends(reasons, spec)
 
     rows: list[LayerReport] = []
-    replacements: list[tuple[Site, LowRankLinear]] = []
-    for site, selected in zip(sites, chosen, strict=True):
-        if selected and excluded is not None:
-            selected = not any(excluded(name, site.module) for name in site.names)
-        built, reason = _build(site, spec) if selected else (None, "not selected")
+    replacements: list[tuple[Site, Factored]] = []
+    for site, reason in zip(sites, reasons, strict=True):
+        built = None
+        if reason is None:
+            built, reason = _build(site, spec)
         if built is not None:
             replacements.append((site, built))
-        rows.append(describe(site.name, built or site.module, reason=reason))
+        rows.append(describe(site.name, built or site.module, reason=reason, mode=spec.conv))
     for site, built in replacements:
         _carry_over(site.module, built)
         site.put(built)
@@ -93,19 +96,21 @@ def convert(model: nn.Module, spec: LowRank, include: Selection = None, exclude:
 
 
 def restore(model: nn.Module) -> list[str]:
-    """Replace every low-rank layer of ``model`` by the ``nn.Linear`` of the same function, in place.
+    """Replace every low-rank layer of ``model`` by the dense one of the same function, in place.
 
-    Hooks, ``requires_grad``, training mode, dtype and device are carried over, the inner bias goes into the bias.
+    Hooks, ``requires_grad``, training mode, dtype and device are carried over, the inner bias goes into the bias. After
+    an error the model is as it was.
 
     Returns:
         The qualified names of the layers that were replaced.
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: ``model`` itself is a low-rank layer; call its ``to_dense``.
+        ValueError: ``model`` itself is a low-rank layer; call its ``to_dense``. Or no dense layer has the function of
+            a low-rank one: a separable convolution with vertical padding and an inner bias.
     """
     _check_model(model, "restore")
-    replacements = [(site, site.module.to_dense()) for site in survey(model) if isinstance(site.module, LowRankLinear)]
+    replacements = [(site, _dense(site)) for site in survey(model) if isinstance(site.module, Factored)]
     for site, dense in replacements:
         _carry_over(site.module, dense)
         site.put(dense)
@@ -118,9 +123,12 @@ def dense_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
     The factors of each low-rank layer appear as ``weight``, its biases as ``bias``. A converted model loads it back
     with ``load_state_dict``, up to the rounding of one decomposition; only a layer with an inner bias and no other
     cannot.
+
+    Raises:
+        ValueError: no dense layer has the function of a low-rank one, see :func:`restore`.
     """
     layers = {f"{name}." if name else "": m for name, m in model.named_modules(remove_duplicate=False)}
-    layers = {prefix: module for prefix, module in layers.items() if isinstance(module, LowRankLinear)}
+    layers = {prefix: module for prefix, module in layers.items() if isinstance(module, Factored)}
     state = model.state_dict()
     dense: OrderedDict[str, Any] = OrderedDict()
     for key, value in state.items():
@@ -128,9 +136,9 @@ def dense_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
         if prefix not in layers:
             dense[key] = value
         elif leaf == "weight_v":
-            weight_u = state[f"{prefix}weight_u"]
-            dense[f"{prefix}weight"] = merge(value, weight_u)
-            bias = merge_bias(weight_u, state.get(f"{prefix}bias"), state.get(f"{prefix}inner_bias"))
+            with torch.no_grad():
+                weight, bias = _named(prefix[:-1], layers[prefix].merged)
+            dense[f"{prefix}weight"] = weight
             if bias is not None:
                 dense[f"{prefix}bias"] = bias
     if hasattr(state, "_metadata"):
@@ -138,54 +146,99 @@ def dense_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
     return dense
 
 
+def _dense(site: Site) -> nn.Module:
+    return _named(site.name, site.module.to_dense)
+
+
+def _named(name: str, make: Callable[[], Any]) -> Any:
+    """``make()``, with the name of the layer in its ValueError."""
+    try:
+        return make()
+    except ValueError as error:
+        raise ValueError(f"layer {name!r}: {error}") from error
+
+
 def _check_model(model: object, what: str) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"lath.{what}: model is {type(model).__name__}, expected torch.nn.Module")
-    if isinstance(model, (nn.Linear, LowRankLinear)):
-        other = "LowRankLinear.from_dense(model, rank)" if what == "convert" else "model.to_dense()"
+    if isinstance(model, (*DENSE, Factored)):
+        low_rank = LowRankConv2d if isinstance(model, nn.Conv2d) else LowRankLinear
+        other = f"{low_rank.__name__}.from_dense(model, rank)" if what == "convert" else "model.to_dense()"
         raise ValueError(
             f"lath.{what}: model is itself a {type(model).__name__}, which cannot be replaced in place; "
             f"wrap it in nn.Sequential, or call {other}"
         )
 
 
-def _selector(selection: Selection, what: str) -> Callable[[str, nn.Module], bool] | None:
+def _selector(selection: Selection, what: str) -> Predicate | None:
     """One predicate for any form of ``include`` and ``exclude``."""
     if selection is None or callable(selection):
         return selection
     several = isinstance(selection, Iterable) and not isinstance(selection, str)
-    patterns = list(selection) if several else [selection]
-    for pattern in patterns:
-        if not isinstance(pattern, (str, re.Pattern)):
-            raise TypeError(
-                f"lath.convert: {what} contains {pattern!r}, expected a glob or a compiled regular expression"
-            )
-
-    def matches(name: str, module: nn.Module) -> bool:
-        return any(fnmatchcase(name, p) if isinstance(p, str) else bool(p.fullmatch(name)) for p in patterns)
-
-    return matches
+    predicates = [_predicate(pattern, what) for pattern in (selection if several else [selection])]
+    return lambda name, module: any(predicate(name, module) for predicate in predicates)
 
 
-def _build(site: Site, spec: LowRank) -> tuple[LowRankLinear | None, str | None]:
+def _predicate(pattern: object, what: str) -> Predicate:
+    if isinstance(pattern, str):
+        return lambda name, module: fnmatchcase(name, pattern)
+    if isinstance(pattern, re.Pattern):
+        return lambda name, module: pattern.fullmatch(name) is not None
+    if callable(pattern):
+        return pattern
+    raise TypeError(
+        f"lath.convert: {what} contains {pattern!r}, expected a glob, a compiled regular expression or a callable"
+    )
+
+
+def _already(site: Site) -> str | None:
+    return "already low-rank" if isinstance(site.module, Factored) else None
+
+
+def _select(
+    sites: list[Site], reasons: list[str | None], included: Predicate | None, excluded: Predicate | None
+) -> None:
+    """Note in ``reasons`` which layers are not selected."""
+
+    def matches(predicate: Predicate, site: Site) -> bool:
+        return any(predicate(name, site.module) for name in site.names)
+
+    chosen = [included is None or matches(included, site) for site in sites]
+    if sites and not any(chosen):
+        names = ", ".join(site.name for site in sites[:10])
+        raise ValueError(f"lath.convert: include matches no layer of the model; it has: {names}")
+    for i, site in enumerate(sites):
+        if not chosen[i] or (excluded is not None and matches(excluded, site)):
+            reasons[i] = "not selected"
+
+
+def _skip_ends(reasons: list[str | None], spec: LowRank) -> None:
+    """Note in ``reasons`` which layers ``skip_first`` and ``skip_last`` leave."""
+    left = [i for i, reason in enumerate(reasons) if reason is None]
+    for i in left[: spec.skip_first]:
+        reasons[i] = f"one of the first {spec.skip_first}"
+    for i in left[max(0, len(left) - spec.skip_last) :]:
+        reasons[i] = f"one of the last {spec.skip_last}"
+
+
+def _build(site: Site, spec: LowRank) -> tuple[Factored | None, str | None]:
     """The replacement of a layer, or None and the reason why there is none."""
     module = site.module
-    if isinstance(module, LowRankLinear):
-        return None, "already low-rank"
-    if site.reason is not None:
-        return None, site.reason
-    decompose = lru_cache(maxsize=1)(lambda: Decomposition.of(module.weight, f"layer {site.name!r}"))
-    rank = spec.rank_for(site.name, module.in_features, module.out_features, decompose)
+    is_conv = isinstance(module, nn.Conv2d)
+    weight = module.weight.detach()
+    matrix = conv_matrix(weight, spec.conv, module.groups) if is_conv else weight
+    decompose = lru_cache(maxsize=1)(lambda: Decomposition.of(matrix, f"layer {site.name!r}"))
+    rank = spec.rank_for(site.name, matrix.shape[-1], matrix.shape[-2], decompose)
     if rank is None:
         return None, "the spec gives no rank for it"
-    break_even = break_even_rank(module.in_features, module.out_features)
-    if rank > break_even:
-        return None, f"rank {rank} is not cheaper: break-even is {break_even}"
-    needs_values = spec.init == "svd" and not module.weight.is_meta
-    layer = LowRankLinear.from_dense(
-        module, rank, spec.inner_bias, init=spec.init, decomposition=decompose() if needs_values else None
-    )
-    return layer, None
+    limit = break_even(module, spec.conv)
+    if rank > limit:
+        return None, f"rank {rank} is not cheaper: break-even is {limit}"
+    options: dict[str, Any] = {"mode": spec.conv} if is_conv else {}
+    if spec.init == "svd" and not weight.is_meta:
+        options["decomposition"] = decompose()
+    low_rank = LowRankConv2d if is_conv else LowRankLinear
+    return low_rank.from_dense(module, rank, spec.inner_bias, init=spec.init, **options), None
 
 
 def _carry_over(old: nn.Module, new: nn.Module) -> None:
@@ -199,6 +252,14 @@ def _carry_over(old: nn.Module, new: nn.Module) -> None:
     for hook in new._load_state_dict_pre_hooks.values():
         if hook.with_module:
             hook.module = weakref.ref(new)
+    own = _own_attributes(type(old))
     for name, value in old.__dict__.items():
-        if name not in new.__dict__ and name not in _OWN_ATTRIBUTES:
+        if name not in new.__dict__ and name not in own:
             new.__dict__[name] = value
+
+
+@cache
+def _own_attributes(kind: type[nn.Module]) -> frozenset[str]:
+    """What every layer of this class has, so that a user has not added it."""
+    sizes = {nn.Linear: (1, 1), LowRankLinear: (1, 1, 1), nn.Conv2d: (1, 1, 1), LowRankConv2d: (1, 1, 1, 1)}[kind]
+    return frozenset(vars(kind(*sizes, device="meta")))

@@ -9,6 +9,8 @@ function                  value per layer            gradients of U and V
 :func:`l2_decay`          ``|| U ||^2 + || V ||^2``  ``2 U``, ``2 V``
 ========================  =========================  ==========================================
 
+U and V are the matrices of the layer, see ``lath.LowRank``; a convolution with groups counts the value of each group.
+
 That is the convention "reference". The convention "half" is half of each, so that the gradient of the Frobenius term is
 that of weight decay on the product. Khodak et al., ICLR 2021, put Frobenius decay in the place of weight decay, with
 the "half" gradient; then set the optimizer's ``weight_decay`` of the factors to 0.
@@ -23,7 +25,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from . import ops
-from .nn import LowRankLinear
+from .factor import conv_factor_matrices, conv_factors
+from .nn import LowRankConv2d
+from .nn.factored import Factored
 
 _SCALES = {"reference": 1.0, "half": 0.5}
 
@@ -34,13 +38,20 @@ def _scale(convention: str, what: str) -> float:
     return _SCALES[convention]
 
 
-def _layers(model: Module) -> Iterator[LowRankLinear]:
-    return (module for module in model.modules() if isinstance(module, LowRankLinear))
+def _layers(model: Module) -> Iterator[Factored]:
+    return (module for module in model.modules() if isinstance(module, Factored))
+
+
+def _matrices(layer: Factored) -> list[tuple[Tensor, Tensor]]:
+    """V (rank, in) and U (out, rank); of a convolution, those of each group."""
+    if isinstance(layer, LowRankConv2d):
+        return list(zip(*conv_factor_matrices(layer.weight_v, layer.weight_u, layer.groups), strict=True))
+    return [(layer.weight_v, layer.weight_u)]
 
 
 def _total(model: Module, convention: str, what: str, term: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     scale = _scale(convention, what)
-    values = [term(layer.weight_v, layer.weight_u) for layer in _layers(model)]
+    values = [term(v, u) for layer in _layers(model) for v, u in _matrices(layer)]
     if not values:
         first = next(model.parameters(), None)
         return torch.zeros((), device=None if first is None else first.device)
@@ -108,16 +119,25 @@ class FrobeniusDecay:
     def step(self) -> None:
         """Add the gradient to ``.grad`` of every factor that requires one. Biases have no part in the term."""
         for layer in _layers(self.model):
-            weight_v, weight_u = layer.weight_v, layer.weight_u
-            if not (weight_v.requires_grad or weight_u.requires_grad):
+            weights = layer.weight_v, layer.weight_u
+            if not any(weight.requires_grad for weight in weights):
                 continue
-            value, gram_v, gram_u = torch.ops.lath.frobenius_decay(weight_v, weight_u)
-            grad = torch.full_like(value, self.coefficient * self.scale)
-            gradients = torch.ops.lath.frobenius_decay_backward(grad, weight_v, weight_u, gram_v, gram_u)
-            for weight, gradient in zip((weight_v, weight_u), gradients, strict=True):
+            for weight, gradient in zip(weights, self._gradients(layer), strict=True):
                 if not weight.requires_grad:
                     continue
                 if weight.grad is None:
                     weight.grad = gradient
                 else:
                     weight.grad.add_(gradient)
+
+    def _gradients(self, layer: Factored) -> tuple[Tensor, Tensor]:
+        """Of the two weights, in their shapes."""
+        gradients = []
+        for v, u in _matrices(layer):
+            value, gram_v, gram_u = torch.ops.lath.frobenius_decay(v, u)
+            grad = torch.full_like(value, self.coefficient * self.scale)
+            gradients.append(torch.ops.lath.frobenius_decay_backward(grad, v, u, gram_v, gram_u))
+        if not isinstance(layer, LowRankConv2d):
+            return gradients[0]
+        stacked = (torch.stack(several) for several in zip(*gradients, strict=True))
+        return conv_factors(*stacked, layer.mode, layer.kernel_size)

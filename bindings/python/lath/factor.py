@@ -155,14 +155,21 @@ def conv_factors(v: Tensor, u: Tensor, mode: str, kernel_size: tuple[int, int]) 
     return v.reshape(groups * rank, cols // kernel_w, 1, kernel_w), weight_u.unsqueeze(-1).contiguous()
 
 
+def conv_factor_matrices(weight_v: Tensor, weight_u: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
+    """The inverse of :func:`conv_factors`: ``(v, u)``, (groups, rank, cols) and (groups, rows, rank), contiguous."""
+    ranks, n, taps_v, kernel_w = weight_v.shape
+    out, rank, taps_u, _ = weight_u.shape
+    v = weight_v.reshape(groups, ranks // groups, n * taps_v * kernel_w)
+    u = weight_u.reshape(groups, out // groups, rank, taps_u).permute(0, 1, 3, 2)
+    return v.contiguous(), u.reshape(groups, out // groups * taps_u, rank).contiguous()
+
+
 def merge_conv(weight_v: Tensor, weight_u: Tensor, groups: int = 1) -> Tensor:
     """The dense weight (out, in / groups, kh, kw) of the two convolutions, summed as :func:`merge` does."""
-    (ranks, n, taps_v, kernel_w), (out, rank, taps_u, _) = weight_v.shape, weight_u.shape
-    m = out // groups
-    u = weight_u.reshape(groups, m, rank, taps_u).permute(0, 1, 3, 2).reshape(groups, m * taps_u, rank)
-    product = merge(weight_v.reshape(groups, ranks // groups, n * taps_v * kernel_w), u)
+    (_, n, taps_v, kernel_w), (out, _, taps_u, _) = weight_v.shape, weight_u.shape
+    product = merge(*conv_factor_matrices(weight_v, weight_u, groups))
     # Either taps_u or taps_v is 1, whatever the form: together they are the vertical taps.
-    weight = product.reshape(groups, m, taps_u, n, taps_v, kernel_w).permute(0, 1, 3, 2, 4, 5)
+    weight = product.reshape(groups, out // groups, taps_u, n, taps_v, kernel_w).permute(0, 1, 3, 2, 4, 5)
     return weight.reshape(out, n, taps_u * taps_v, kernel_w)
 
 

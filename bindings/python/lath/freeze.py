@@ -5,17 +5,17 @@ from __future__ import annotations
 
 from torch.nn import Module
 
-from .nn import LowRankLinear
+from .nn.factored import Factored
 
 
 def _layers(model: Module):
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, Factored)]
 
 
 def freeze(model: Module) -> list[str]:
     """Call ``freeze()`` on every low-rank layer; the names of those that keep a merged weight.
 
-    Those are the layers whose rank is so high that the dense product is cheaper. Their merged copy serves calls without
+    Those are the layers whose rank is so high that the dense layer is cheaper. Their merged copy serves calls without
     gradients until ``train()``, ``load_state_dict`` or ``to`` drops it. Writes to a weight through ``.data`` or a numpy
     view after freezing go unseen: freeze again.
     """

@@ -1,39 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the linear layers of a model cost, beside what the dense ones would."""
+"""What the layers of a model cost, beside what the dense ones would."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import ops
-from .factor import break_even_rank
-from .nn import LowRankLinear
+from .costs import Call, break_even, dense_numel, is_conv, sizes, work
+from .nn.factored import Factored
 from .survey import survey
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One linear layer.
+    """One linear layer or convolution.
 
     Attributes:
         name: qualified name, the first one if the module is shared.
         kind: class of the module.
-        in_features, out_features: sizes; a lazy module has 0 before its first call.
-        rank: None for a dense layer.
+        in_features, out_features: features of a linear layer, channels of a convolution; a lazy module has 0 before its
+            first call.
+        kernel_size, stride, groups: of a convolution, else None.
+        mode: form of a low-rank convolution, else None.
+        rank: None for a dense layer; that of one group for a convolution.
         break_even: the largest rank at which factors cost less than the dense weight.
         parameters, dense_parameters: numbers now, and in the dense layer of the same function.
         bytes, dense_bytes: memory of these.
-        rows: rows per run of the model, over all calls of the layer; None if the model was not run.
+        rows: rows, or output pixels, per run of the model, over all calls of the layer; None if it was not run.
         input_shape: of the first call, or None.
-        macs, dense_macs: multiply-adds per run of the model; for one row if the model was not run.
+        macs, dense_macs: multiply-adds per run of the model; for one row or output pixel if the model was not run.
         kernel: the route the planner takes for the first call ("dense" for a dense layer), or None.
+        why: what speaks for this route, or None.
         reason: why the layer is dense or was left, or None.
     """
 
@@ -41,6 +44,10 @@ class LayerReport:
     kind: str
     in_features: int
     out_features: int
+    kernel_size: tuple[int, int] | None
+    stride: tuple[int, int] | None
+    groups: int | None
+    mode: str | None
     rank: int | None
     break_even: int
     parameters: int
@@ -52,6 +59,7 @@ class LayerReport:
     macs: int
     dense_macs: int
     kernel: str | None
+    why: str | None
     reason: str | None
 
 
@@ -59,7 +67,7 @@ class Report:
     """The layers of a model. ``print`` it for a table; iterate, or read ``rows`` or ``as_dict()``, for the values.
 
     Attributes:
-        rows: one LayerReport per linear layer.
+        rows: one LayerReport per layer.
         parameters: numbers of the whole model, layers of other kinds included.
     """
 
@@ -106,68 +114,87 @@ class Report:
         }
 
     def __str__(self) -> str:
-        head = (
-            "layer",
-            "kind",
-            "in",
-            "out",
-            "rank",
-            "even",
-            "parameters",
-            "dense",
-            "MACs",
-            "dense",
-            "KiB",
-            "kernel",
-            "note",
-        )
-        table = [head, *(_cells(row) for row in self.rows)]
-        widths = [max(len(line[i]) for line in table) for i in range(len(head))]
-        left = {0, 1, 11, 12}
-        lines = [
-            "  ".join(
-                c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in table
-        ]
+        columns = [column for column in _COLUMNS if column.needed is None or any(map(column.needed, self.rows))]
+        table = [[column.head for column in columns], *([column.cell(row) for column in columns] for row in self.rows)]
+        widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
+        lines = [_line(columns, cells, widths) for cells in table]
         lines.insert(1, "-" * max(map(len, lines)))
-        per = "" if any(row.rows is not None for row in self.rows) else " per row"
-        lines.append(
-            f"model: {self.parameters:,} parameters, {self.dense_parameters:,} dense; "
-            f"linear layers: {self.macs:,} multiply-adds{per}, {self.dense_macs:,} dense"
-        )
-        return "\n".join(lines)
+        return "\n".join([*lines, self._summary()])
+
+    def _summary(self) -> str:
+        text = f"model: {self.parameters:,} parameters, {self.dense_parameters:,} dense; "
+        if any(row.rows is not None for row in self.rows):
+            return f"{text}layers: {self.macs:,} multiply-adds, {self.dense_macs:,} dense"
+        if any(row.kernel_size for row in self.rows):
+            return f"{text}multiply-adds are for one row or output pixel"
+        return f"{text}layers: {self.macs:,} multiply-adds per row, {self.dense_macs:,} dense"
 
 
-def _cells(row: LayerReport) -> tuple[str, ...]:
-    def number(value: int | None) -> str:
-        return "-" if value is None else f"{value:,}"
+@dataclass(frozen=True)
+class _Column:
+    """Of the printed table; left out where ``needed`` holds for no row."""
 
-    return (
-        row.name,
-        row.kind,
-        number(row.in_features),
-        number(row.out_features),
-        number(row.rank),
-        number(row.break_even),
-        number(row.parameters),
-        number(row.dense_parameters),
-        number(row.macs),
-        number(row.dense_macs),
-        f"{row.bytes / 1024:,.1f}",
-        row.kernel or "-",
-        row.reason or "",
+    head: str
+    cell: Callable[[LayerReport], str]
+    left: bool = False
+    needed: Callable[[LayerReport], object] | None = None
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _by(extents: tuple[int, ...] | None) -> str:
+    return "-" if extents is None else "x".join(map(str, extents))
+
+
+def _window(row: LayerReport) -> str:
+    """3x3, with the stride after a slash and the groups; both windows of a low-rank convolution."""
+    if row.kernel_size is None:
+        return "-"
+    height, width = row.kernel_size
+    first, second = ((1, width), (height, 1)) if row.mode == "separable" else (row.kernel_size, (1, 1))
+    text = _by(row.kernel_size) if row.mode is None else f"{_by(first)}, {_by(second)}"
+    if row.stride != (1, 1):
+        text += f" /{row.stride[0]}" if row.stride[0] == row.stride[1] else f" /{_by(row.stride)}"
+    return text if row.groups == 1 else f"{text} g{row.groups}"
+
+
+_COLUMNS = (
+    _Column("layer", lambda row: row.name, left=True),
+    _Column("kind", lambda row: row.kind, left=True),
+    _Column("in", lambda row: _number(row.in_features)),
+    _Column("out", lambda row: _number(row.out_features)),
+    _Column("window", _window, left=True, needed=lambda row: row.kernel_size),
+    _Column("rank", lambda row: _number(row.rank)),
+    _Column("even", lambda row: _number(row.break_even)),
+    _Column("parameters", lambda row: _number(row.parameters)),
+    _Column("dense", lambda row: _number(row.dense_parameters)),
+    _Column("input", lambda row: _by(row.input_shape), needed=lambda row: row.input_shape),
+    _Column("MACs", lambda row: _number(row.macs)),
+    _Column("dense", lambda row: _number(row.dense_macs)),
+    _Column("KiB", lambda row: f"{row.bytes / 1024:,.1f}"),
+    _Column("kernel", lambda row: row.kernel or "-", left=True),
+    _Column("note", lambda row: row.reason or row.why or "", left=True),
+)
+
+
+def _line(columns: list[_Column], cells: list[str], widths: list[int]) -> str:
+    padded = (
+        cell.ljust(width) if column.left else cell.rjust(width)
+        for column, cell, width in zip(columns, cells, widths, strict=True)
     )
+    return "  ".join(padded).rstrip()
 
 
 def report(model: nn.Module, example_inputs: Any = None) -> Report:
-    """Parameters, multiply-adds, memory, planned kernel and break-even rank of every linear layer.
+    """Parameters, multiply-adds, memory, planned kernel and break-even rank of every linear layer and convolution.
 
     Args:
         model: any module.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. The model is run on them once,
-            in evaluation mode and without gradients, to learn the number of rows of each layer; its training flags are
-            put back. Without inputs the multiply-adds are for one row and no kernel is planned.
+            in evaluation mode and without gradients, to learn the shapes that each layer meets; its training flags are
+            put back. Without inputs the multiply-adds are for one row or output pixel and no kernel is planned.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -175,9 +202,9 @@ def report(model: nn.Module, example_inputs: Any = None) -> Report:
     if not isinstance(model, nn.Module):
         raise TypeError(f"lath.report: model is {type(model).__name__}, expected torch.nn.Module")
     sites = survey(model)
-    shapes = None if example_inputs is None else _input_shapes(model, [s.module for s in sites], example_inputs)
+    calls = None if example_inputs is None else _run(model, [site.module for site in sites], example_inputs)
     rows = [
-        describe(site.name, site.module, None if shapes is None else shapes[id(site.module)], site.reason)
+        describe(site.name, site.module, None if calls is None else calls[id(site.module)], site.reason)
         for site in sites
     ]
     return Report(rows, model)
@@ -186,49 +213,47 @@ def report(model: nn.Module, example_inputs: Any = None) -> Report:
 def describe(
     name: str,
     module: nn.Module,
-    input_shapes: list[tuple[int, ...]] | None = None,
+    calls: list[Call] | None = None,
     reason: str | None = None,
+    mode: str = "separable",
 ) -> LayerReport:
-    """The entry of one layer; ``input_shapes`` has one shape per call, or is None if the model was not run."""
-    in_features, out_features = module.in_features, module.out_features
+    """The entry of one layer; ``calls`` is None if the model was not run.
+
+    ``mode`` is the form that the break-even rank of a dense convolution is for.
+    """
+    in_size, out_size = sizes(module)
     parameters = _initialized(module)
     count, size = sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
     dense_count, dense_size = count, size
-    if isinstance(module, LowRankLinear):
+    if isinstance(module, Factored):
         has_bias = module.bias is not None or module.inner_bias is not None
-        dense_count = out_features * (in_features + has_bias)
+        dense_count = dense_numel(module) + out_size * has_bias
         dense_size = dense_count * module.weight_v.element_size()
-    calls = None if input_shapes is None else [torch.Size(shape[:-1]).numel() for shape in input_shapes]
-    macs, kernel = _work(module, calls)
+    done = work(module, calls)
+    conv = is_conv(module)
     return LayerReport(
         name=name,
         kind=type(module).__name__,
-        in_features=in_features,
-        out_features=out_features,
-        rank=module.rank if isinstance(module, LowRankLinear) else None,
-        break_even=break_even_rank(in_features, out_features),
+        in_features=in_size,
+        out_features=out_size,
+        kernel_size=tuple(module.kernel_size) if conv else None,
+        stride=tuple(module.stride) if conv else None,
+        groups=module.groups if conv else None,
+        mode=getattr(module, "mode", None) if conv else None,
+        rank=module.rank if isinstance(module, Factored) else None,
+        break_even=break_even(module, mode),
         parameters=count,
         dense_parameters=dense_count,
         bytes=size,
         dense_bytes=dense_size,
-        rows=None if calls is None else sum(calls),
-        input_shape=input_shapes[0] if input_shapes else None,
-        macs=macs,
-        dense_macs=(1 if calls is None else sum(calls)) * in_features * out_features,
-        kernel=kernel,
+        rows=done.rows,
+        input_shape=calls[0].x_shape if calls else None,
+        macs=done.macs,
+        dense_macs=done.dense_macs,
+        kernel=done.kernel,
+        why=done.why,
         reason=reason,
     )
-
-
-def _work(module: nn.Module, calls: list[int] | None) -> tuple[int, str | None]:
-    """Multiply-adds over calls of so many rows each, or of one row; kernel of the first call, if there was one."""
-    dense = module.in_features * module.out_features
-    if not isinstance(module, LowRankLinear):
-        return (dense, None) if calls is None else (sum(calls) * dense, "dense" if calls else None)
-    if calls is None:
-        return min(module.rank * (module.in_features + module.out_features), dense), None
-    plans = [ops.lowrank_linear_plan(n, module.in_features, module.rank, module.out_features) for n in calls]
-    return sum(plan.macs for plan in plans), plans[0].kernel if plans else None
 
 
 def _initialized(module: nn.Module) -> list[nn.Parameter]:
@@ -236,17 +261,17 @@ def _initialized(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if not isinstance(p, nn.parameter.UninitializedParameter)]
 
 
-def _input_shapes(model: nn.Module, modules: list[nn.Module], inputs: Any) -> dict[int, list[tuple[int, ...]]]:
-    """Run the model once; id of a module to the shape of x in each of its calls."""
-    shapes: dict[int, list[tuple[int, ...]]] = defaultdict(list)
+def _run(model: nn.Module, modules: list[nn.Module], inputs: Any) -> dict[int, list[Call]]:
+    """Run the model once; id of a module to its calls."""
+    calls: dict[int, list[Call]] = defaultdict(list)
 
-    def record(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def record(module: nn.Module, args: tuple, kwargs: dict, y: Tensor) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
-        shapes[id(module)].append(tuple(x.shape))
+        calls[id(module)].append(Call.of(x, y))
 
     with contextlib.ExitStack() as stack:
         for module in modules:
-            handle = module.register_forward_pre_hook(record, with_kwargs=True)
+            handle = module.register_forward_hook(record, with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
         for module in model.modules():
             stack.callback(setattr, module, "training", module.training)
@@ -260,4 +285,4 @@ def _input_shapes(model: nn.Module, modules: list[nn.Module], inputs: Any) -> di
             model(*inputs)
         else:
             model(inputs)
-    return shapes
+    return calls

@@ -7,20 +7,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from .factor import Decomposition, check_rank
+from .factor import CONV_MODES, Decomposition, check_rank
 
-# Every formula truncates or rounds a product of doubles, in this order of operations: int(100 * 0.29) is 28.
+# Every formula truncates or rounds a product of doubles, in this order of operations: int(100 * 0.29) is 28. The sizes
+# are those of the matrix that is factored, see LowRank.
 RANK_RULES: dict[str, Callable[[int, int, float], int]] = {
-    "min": lambda in_features, out_features, ratio: int(min(in_features, out_features) * ratio),
-    "round": lambda in_features, out_features, ratio: round(ratio * min(out_features, in_features)),
-    "in": lambda in_features, out_features, ratio: int(in_features * ratio),
-    "out": lambda in_features, out_features, ratio: int(out_features * ratio),
+    "min": lambda in_size, out_size, ratio: int(min(in_size, out_size) * ratio),
+    "round": lambda in_size, out_size, ratio: round(ratio * min(out_size, in_size)),
+    "in": lambda in_size, out_size, ratio: int(in_size * ratio),
+    "out": lambda in_size, out_size, ratio: int(out_size * ratio),
 }
 
 
 @dataclass(frozen=True)
 class LowRank:
     """Low-rank factors in the place of a dense weight. Exactly one of ratio, rank and energy says how thin.
+
+    ``in`` and ``out`` below are the sizes of the matrix that is factored. Of a linear layer they are its features; of a
+    convolution, whose groups are factored each on its own, with c_in and c_out channels per group
+
+    ==============  ================  ==========
+    form            in                out
+    ==============  ================  ==========
+    ``separable``   ``c_in kw``       ``c_out kh``
+    ``pointwise``   ``c_in kh kw``    ``c_out``
+    ==============  ================  ==========
 
     Attributes:
         ratio: rank as a share of a size of the layer, above 0 and at most 1; ``rule`` names the size.
@@ -29,10 +40,13 @@ class LowRank:
         energy: the smallest rank whose singular values hold this share of the sum of squares, above 0 and at most 1.
         rule: "min" ``int(min(in, out) * ratio)``; "round" ``int(round(ratio * min(out, in)))``; "in"
             ``int(in * ratio)``; "out" ``int(out * ratio)``. All in double precision.
-        init: "svd" starts from the dense weight; "fresh" draws new factors as two ``nn.Linear`` would.
-        conv: "separable" (1 x k after k x 1) or "pointwise" (k x k, then 1 x 1); for convolutions only.
-        inner_bias: a bias between the factors as well.
+        init: "svd" starts from the dense weight; "fresh" draws new factors as two ordinary layers would.
+        conv: "separable" (1 x kw, then kh x 1) or "pointwise" (kh x kw, then 1 x 1); for convolutions only.
+        inner_bias: a bias between the factors as well. A separable convolution with vertical padding then has a border
+            effect that no dense one has, so ``lath.restore`` refuses it.
         tune: lower the rank to a size that fills the vector registers: a multiple of 16 from 64 on, of 8 from 16 on.
+        skip_first, skip_last: leave so many layers at either end of the model dense, of those that are selected and
+            that the model allows to replace; the order is that of ``model.named_modules()``.
 
     Raises:
         TypeError, ValueError: at construction, for a value outside of the above.
@@ -46,6 +60,8 @@ class LowRank:
     conv: str = "separable"
     inner_bias: bool = False
     tune: bool = False
+    skip_first: int = 0
+    skip_last: int = 0
 
     def __post_init__(self) -> None:
         given = [name for name in ("ratio", "rank", "energy") if getattr(self, name) is not None]
@@ -61,10 +77,19 @@ class LowRank:
             check_rank(self.rank, "LowRank")
         self._check_choice("rule", tuple(RANK_RULES))
         self._check_choice("init", ("svd", "fresh"))
-        self._check_choice("conv", ("separable", "pointwise"))
+        self._check_choice("conv", CONV_MODES)
         for name in ("inner_bias", "tune"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"LowRank: {name} is {getattr(self, name)!r}, expected a bool")
+        for name in ("skip_first", "skip_last"):
+            self._check_count(name, getattr(self, name))
+
+    @staticmethod
+    def _check_count(name: str, value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"LowRank: {name} is {value!r}, expected an int")
+        if value < 0:
+            raise ValueError(f"LowRank: {name} is {value}, expected 0 or more")
 
     @staticmethod
     def _check_share(name: str, value: object) -> None:
@@ -79,21 +104,20 @@ class LowRank:
         if getattr(self, name) not in choices:
             raise ValueError(f"LowRank: {name} is {getattr(self, name)!r}, expected one of {choices}")
 
-    def rank_for(
-        self, name: str, in_features: int, out_features: int, decompose: Callable[[], Decomposition]
-    ) -> int | None:
+    def rank_for(self, name: str, in_size: int, out_size: int, decompose: Callable[[], Decomposition]) -> int | None:
         """The rank of the layer ``name``; None if the mapping of ranks does not name it.
 
-        ``decompose`` gives the SVD of the dense weight and is called only where the energy asks for it.
+        The sizes are those of the matrix that is factored. ``decompose`` gives its SVD and is called only where the
+        energy asks for it.
 
         Raises:
             ValueError: the ratio gives rank 0.
         """
         if self.ratio is not None:
-            rank = RANK_RULES[self.rule](in_features, out_features, self.ratio)
+            rank = RANK_RULES[self.rule](in_size, out_size, self.ratio)
             if rank < 1:
                 raise ValueError(
-                    f"layer {name!r} ({in_features} to {out_features}): ratio {self.ratio} with rule {self.rule!r} "
+                    f"layer {name!r} ({in_size} to {out_size}): ratio {self.ratio} with rule {self.rule!r} "
                     "gives rank 0; raise the ratio or exclude the layer"
                 )
         elif self.energy is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding the linear layers of a model, and the reasons in the model itself for which one has to stay as it is."""
+"""Finding the layers of a model, and the reasons in the model itself for which one has to stay as it is."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .nn import LowRankLinear
+from .nn.factored import Factored
+
+DENSE = (nn.Linear, nn.Conv2d)
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 # Modules that read the weights of their children themselves, and so would not find them.
 _READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
+# Packages of torch known by name, because loading them is slow and they are on their way out of torch.
+_FUSED = "torch.ao.nn.intrinsic."
+_QUANTIZED = "torch.ao.nn.quantized."
+
 
 @dataclass
 class Site:
-    """One linear layer and every place where the model holds it."""
+    """One layer and every place where the model holds it."""
 
     module: nn.Module
     names: list[str] = field(default_factory=list)  # qualified; more than one if the module is shared
@@ -38,20 +44,28 @@ class Site:
 
 
 def survey(model: nn.Module) -> list[Site]:
-    """Every ``nn.Linear`` (subclasses too) and ``LowRankLinear`` below ``model``, each module once, in model order."""
+    """Every linear layer and 2-d convolution below ``model``, dense (subclasses too), low-rank or quantized.
+
+    Each module once, in model order.
+    """
     sites: dict[int, Site] = {}
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in modules.items():
-        if name and isinstance(module, (nn.Linear, LowRankLinear)):
+        if name and (isinstance(module, (*DENSE, Factored)) or _is_quantized(module)):
             parent, _, key = name.rpartition(".")
             site = sites.setdefault(id(module), Site(module))
             site.names.append(name)
             site.places.append((modules[parent], key))
     owners = _owners(model)
     for site in sites.values():
-        if isinstance(site.module, nn.Linear):
+        if not isinstance(site.module, Factored):
             site.reason = _obstacle(site, owners)
     return list(sites.values())
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    classes = type(module).__mro__
+    return any(c.__module__.startswith(_QUANTIZED) and c.__name__ in ("Linear", "Conv2d") for c in classes)
 
 
 def _identities(parameter: nn.Parameter) -> list[object]:
@@ -82,17 +96,29 @@ def _obstacle(site: Site, owners: dict[object, set[str]]) -> str | None:
     for parent, _ in site.places:
         if isinstance(parent, _READERS):
             return f"{type(parent).__name__} reads its weight directly"
+        if type(parent).__module__.startswith(_FUSED):
+            return f"part of a fused {type(parent).__name__}"
+    if _is_quantized(module):
+        return "quantized"
     if parametrize.is_parametrized(module):
         return "parametrized"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         return "lazy: its sizes are unknown before the first call"
-    if type(module) is not nn.Linear:
-        return f"a subclass of nn.Linear: {type(module).__name__}"
+    if type(module) not in DENSE:
+        dense = next(kind for kind in DENSE if isinstance(module, kind))
+        return f"a subclass of nn.{dense.__name__}: {type(module).__name__}"
     if set(module._parameters) != {"weight", "bias"} or module._buffers or module._modules:
         return "its weight is computed from other tensors (weight norm, pruning)"
-    if "forward" in module.__dict__:
+    if not {"forward", "_conv_forward"}.isdisjoint(module.__dict__):
         return "its forward was replaced on the instance"
-    return _weight_obstacle(module.weight) or _tie(module, owners)
+    return _weight_obstacle(module.weight) or _tie(module, owners) or _form_obstacle(module)
+
+
+def _form_obstacle(module: nn.Module) -> str | None:
+    """Why factors make no sense at any rank."""
+    if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+        return "depthwise: one input channel per group"
+    return None
 
 
 def _weight_obstacle(weight: nn.Parameter) -> str | None:
@@ -105,7 +131,7 @@ def _weight_obstacle(weight: nn.Parameter) -> str | None:
     return None
 
 
-def _tie(module: nn.Linear, owners: dict[object, set[str]]) -> str | None:
+def _tie(module: nn.Module, owners: dict[object, set[str]]) -> str | None:
     for key, parameter in module._parameters.items():
         if parameter is None:
             continue

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one layer costs: numbers, multiply-adds and the route of a call, now and as the dense layer of its function.
+
+A *row* is what the weight is multiplied with once: a row of x for a linear layer, an output pixel for a convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from .factor import break_even_rank, conv_break_even_rank
+from .nn import LowRankConv2d
+from .nn.factored import Factored
+
+_WHY = {
+    "plain": "float64: plain loops",
+    "fused": "both convolutions in one pass",
+    "linear": "1x1: one product over all pixels",
+    "pair": "two library convolutions are faster here",
+    "merged": "above break-even: one product with the merged weight",
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a layer was called with, and the shape of what it returned."""
+
+    x_shape: tuple[int, ...]
+    y_shape: tuple[int, ...]
+    dtype: torch.dtype
+    channels_last: bool
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor) -> Call:
+        """Of a call with x that returned y."""
+        channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        return cls(tuple(x.shape), tuple(y.shape), x.dtype, channels_last)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of a layer in a run of the model, or for one row where ``rows`` is None.
+
+    Attributes:
+        rows: over all calls.
+        macs, dense_macs: multiply-adds, and those of the dense layer.
+        kernel: the route of the first call; "dense" for a dense layer, None if there was no call.
+        why: what made the planner take it, in a few words, or None where there is nothing to explain.
+    """
+
+    rows: int | None
+    macs: int
+    dense_macs: int
+    kernel: str | None
+    why: str | None = None
+
+
+def is_conv(module: nn.Module) -> bool:
+    return hasattr(module, "kernel_size")
+
+
+def sizes(module: nn.Module) -> tuple[int, int]:
+    """Features, or channels, of x and of y."""
+    if is_conv(module):
+        return module.in_channels, module.out_channels
+    return module.in_features, module.out_features
+
+
+def dense_numel(module: nn.Module) -> int:
+    """Numbers in the dense weight, which are its multiply-adds for a row."""
+    in_size, out_size = sizes(module)
+    if not is_conv(module):
+        return in_size * out_size
+    return out_size * (in_size // module.groups) * math.prod(module.kernel_size)
+
+
+def break_even(module: nn.Module, mode: str = "separable") -> int:
+    """The largest rank whose factors cost less than the dense weight; ``mode`` is for convolutions that are dense."""
+    if not is_conv(module):
+        return break_even_rank(*sizes(module))
+    mode = getattr(module, "mode", mode)
+    return conv_break_even_rank(*sizes(module), module.kernel_size, mode, module.groups, module.stride)
+
+
+def work(module: nn.Module, calls: list[Call] | None) -> Work:
+    """Of these calls; None if the model was not run."""
+    dense = dense_numel(module)
+    if calls is None:
+        return Work(None, _macs_of_a_row(module), dense, None)
+    rows = sum(_rows(module, call) for call in calls)
+    if not calls:
+        return Work(0, 0, 0, None)
+    if not isinstance(module, Factored):
+        return Work(rows, rows * dense, rows * dense, "dense")
+    plan = _plan_conv if is_conv(module) else _plan_linear
+    plans = [plan(module, call) for call in calls]
+    kernel = plans[0][0]
+    return Work(rows, sum(macs for _, macs in plans), rows * dense, kernel, _WHY.get(kernel))
+
+
+def _rows(module: nn.Module, call: Call) -> int:
+    if is_conv(module):
+        return math.prod(call.y_shape) // max(1, module.out_channels)
+    return math.prod(call.x_shape[:-1])
+
+
+def _plan_linear(module: nn.Module, call: Call) -> tuple[str, int]:
+    """Kernel and multiply-adds of a call."""
+    plan = ops.lowrank_linear_plan(_rows(module, call), module.in_features, module.rank, module.out_features)
+    return plan.kernel, plan.macs
+
+
+def _plan_conv(module: LowRankConv2d, call: Call) -> tuple[str, int]:
+    """Kernel and multiply-adds of a call."""
+    rows = _rows(module, call)
+    if module._dense_is_cheaper():
+        return "merged", rows * dense_numel(module) + module.rank * dense_numel(module)
+    height, width = call.y_shape[-2:]
+    if module.mode == "separable":
+        height = module._pad(torch.empty(call.x_shape, device="meta"))[0].shape[-2]
+    images = math.prod(call.y_shape[:-3])
+    return "pair", images * height * width * module.weight_v.numel() + rows * module.weight_u.numel()
+
+
+def _macs_of_a_row(module: nn.Module) -> int:
+    """Away from borders; a separable pair computes the rows that the vertical stride skips in its second half."""
+    if not isinstance(module, Factored) or module._dense_is_cheaper():
+        return dense_numel(module)
+    separable = isinstance(module, LowRankConv2d) and module.mode == "separable"
+    return module.weight_v.numel() * (module.stride[0] if separable else 1) + module.weight_u.numel()
