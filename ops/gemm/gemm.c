@@ -16,13 +16,16 @@
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+/* The last panel uses no more vectors than it has columns for. A tile one vector wide loads as often as it multiplies: that counts
+ * as a vector more for every 16. */
 int lath_panel_vecs(const struct lath_kernels *kernels, int64_t n) {
-  static const int order[] = {2, 3, 4, 1}; /* at equal waste, the earlier one */
-  int best = 4;
+  static const int order[] = {2, 3, 4, 1};
+  const int64_t vectors = ceil_div(n, kernels->lanes);
+  int best = 1;
   int64_t least = INT64_MAX;
   for (int i = 0; i < 4; i++) {
-    const int64_t width = (int64_t)order[i] * kernels->lanes, padded = ceil_div(n, width) * width;
-    if (padded < least) least = padded, best = order[i];
+    const int64_t narrow = order[i] == 1 ? vectors : vectors % order[i] == 1, cost = 16 * vectors + narrow;
+    if (order[i] <= vectors && cost < least) least = cost, best = order[i];
   }
   return best;
 }
@@ -120,7 +123,8 @@ static void run_tile(const struct block *b, int64_t tile, int64_t j, const float
     t.b_rows = g->b->listed + b->k0;
   }
   if (g->bias) t.bias = g->bias + (b->start == LATH_START_ROWS ? i : column);
-  b->kernels->panel[kind][g->b->vecs][height](&t);
+  const int64_t vectors = ceil_div(t.n, b->kernels->lanes);
+  b->kernels->panel[kind][smaller(g->b->vecs, vectors)][height](&t);
 }
 
 static void pack_a(const struct block *b, float *packed) {

@@ -20,7 +20,7 @@ struct lath_panels {
   const int64_t *listed; /* or row k at rows + listed[k] */
 };
 
-/* The panel width that wastes least of n. */
+/* The panel width, in vectors, that suits n columns best. */
 int lath_panel_vecs(const struct lath_kernels *kernels, int64_t n);
 
 /* Packed panels in memory taken from the arena; filled by lath_pack. */

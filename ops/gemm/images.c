@@ -4,9 +4,16 @@
 
 #include <string.h>
 
+#include "core/arena.h"
 #include "core/bf16.h"
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+void lath_fetch_rows(int64_t rows, int64_t width, const float *data, int64_t stride) {
+  for (int64_t h = 0; h < rows; h++)
+    for (int64_t w = 0; w < width; w += LATH_CACHE_LINE / (int64_t)sizeof *data)
+      __builtin_prefetch(data + h * stride + w, 0, 3);
+}
 
 /* ---- reading and writing ---------------------------------------------------------------------------------------------------------------- */
 
@@ -100,14 +107,21 @@ static int64_t reach(const struct lath_columns *c, int64_t j, int64_t *from, int
   return shift;
 }
 
+/* A few channels at a time: their rows stay in L1 from one tap to the next. */
+#define SPREAD_CHANNELS 4
+
 void lath_spread_columns(const struct lath_kernels *kernels, const struct lath_columns *columns,
                          const struct lath_planes *planes, int64_t channels, int64_t rows, const struct lath_copies *to) {
-  for (int64_t j = 0; j < columns->taps; j++) {
-    int64_t first, last;
-    const int64_t shift = reach(columns, j, &first, &last);
-    for (int64_t c = 0; c < channels; c++)
-      kernels->copy_rows(rows, columns->out, first, last, planes->data + c * planes->s_c + shift, planes->s_h, columns->stride,
-                         to->data + c * to->s_c + j * to->s_tap, to->s_h);
+  for (int64_t c = 0; c < channels; c += SPREAD_CHANNELS) {
+    for (int64_t k = c + SPREAD_CHANNELS; k < smaller(channels, c + 2 * SPREAD_CHANNELS); k++)
+      lath_fetch_rows(rows, columns->in, planes->data + k * planes->s_c, planes->s_h);
+    for (int64_t j = 0; j < columns->taps; j++) {
+      int64_t first, last;
+      const int64_t shift = reach(columns, j, &first, &last);
+      for (int64_t k = c; k < smaller(channels, c + SPREAD_CHANNELS); k++)
+        kernels->copy_rows(rows, columns->out, first, last, planes->data + k * planes->s_c + shift, planes->s_h,
+                           columns->stride, to->data + k * to->s_c + j * to->s_tap, to->s_h);
+    }
   }
 }
 

@@ -35,6 +35,9 @@ void lath_write_planes(const struct lath_kernels *kernels, lath_dtype dtype, con
 /* Whether rows of the images lie one after the other as floats, so that a product can be written there. */
 int lath_images_are_planes(lath_dtype dtype, const struct lath_images *images, int64_t width);
 
+/* Asks for rows that are read soon: a few short pieces of memory are no stream that the hardware would see. */
+void lath_fetch_rows(int64_t rows, int64_t width, const float *data, int64_t stride);
+
 /* How windows move along a row: output pixel l and tap j meet pixel l stride - pad + j dilation. */
 struct lath_columns {
   int64_t taps, stride, pad, dilation;

@@ -51,6 +51,12 @@ static inline void v_transpose(vec r[LANES]) {
   }
 }
 
+/* Lanes lo <= i < hi of p, zero elsewhere; any lo and hi. */
+static inline vec v_load_between(const float *p, int64_t lo, int64_t hi) {
+  const __m256i below = v_mask(lo > 0 ? lo : 0), upto = v_mask(hi > 0 ? hi : 0);
+  return _mm256_maskload_ps(p, _mm256_andnot_si256(below, upto));
+}
+
 /* Lanes 0, 2, 4, 6 of a, then of b. */
 static inline vec v_even(vec a, vec b) {
   return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88)), 0xd8));

@@ -63,6 +63,12 @@ static inline void v_transpose(vec r[LANES]) {
   }
 }
 
+/* Lanes lo <= i < hi of p, zero elsewhere; any lo and hi. */
+static inline vec v_load_between(const float *p, int64_t lo, int64_t hi) {
+  const __mmask16 below = lo > 0 ? v_mask(lo) : (__mmask16)0, upto = hi > 0 ? v_mask(hi) : (__mmask16)0;
+  return _mm512_maskz_loadu_ps((__mmask16)(upto & ~below), p);
+}
+
 /* Lanes 0, 2, 4, ... of a, then of b. */
 static inline vec v_even(vec a, vec b) {
   return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), b);

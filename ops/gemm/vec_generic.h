@@ -46,6 +46,14 @@ static inline void v_transpose(vec r[LANES]) {
   for (int i = 0; i < LANES; i++) r[i] = (vec){a[i], b[i], c[i], d[i]};
 }
 
+/* Lanes lo <= i < hi of p, zero elsewhere; any lo and hi. */
+static inline vec v_load_between(const float *p, int64_t lo, int64_t hi) {
+  vec a = v_zero();
+  for (int64_t i = 0; i < LANES; i++)
+    if (lo <= i && i < hi) a[i] = p[i];
+  return a;
+}
+
 /* Lanes 0 and 2 of a, then of b. */
 static inline vec v_even(vec a, vec b) { return (vec){a[0], a[2], b[0], b[2]}; }
 

@@ -29,6 +29,9 @@ struct lath_conv_shape {
 /* Checks the extents as lath_lowrank_conv2d_sizes does. */
 lath_status lath_conv_shape(const struct lath_lowrank_conv2d *args, struct lath_conv_shape *shape);
 
+/* A 1 x 1 convolution that meets every pixel once. */
+int lath_conv_is_1x1(const struct lath_lowrank_conv2d *args);
+
 /* Whether any window of the stage meets row `row` of its input. */
 int lath_conv_row_is_met(const struct lath_conv_rows *stage, int64_t row);
 

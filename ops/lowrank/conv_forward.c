@@ -14,15 +14,17 @@
 #include "gemm/images.h"
 #include "lowrank/conv_slots.h"
 
-#define STRIP_PIXELS 256 /* copies of a block of channels, z and y of a strip stay in L2 */
-#define BLOCK_K 256      /* taps of a block of channels: one panel of the copies stays in L1 */
-#define FEW_PIXELS 64    /* smaller images are put side by side */
+#define STRIP_PIXELS 256   /* copies of a block of channels, z and y of a strip stay in L2 */
+#define BLOCK_K 96         /* taps of a block of channels: what their copies give to one product stays in L1 */
+#define BLOCK_CHANNELS 256 /* of an image that is read in place */
+#define FEW_PIXELS 64      /* smaller images are put side by side */
 
 struct forward {
   const struct lath_lowrank_conv2d *a;
   const struct lath_kernels *kernels;
   struct lath_conv_shape s;
   int64_t workers, images, bands;     /* images side by side in a unit; units per image */
+  int in_place;                       /* no copies: see reads_in_place */
   int64_t block;                      /* channels whose copies are made at a time */
   int64_t pitch;                      /* floats between slots: one row of each image */
   int64_t x_plane, z_plane;           /* floats between planes of the copies and of z */
@@ -33,6 +35,7 @@ struct forward {
   struct {
     const float *v, *u, *inner_bias, *bias;
   } weights;
+  int64_t s_v;                              /* floats between rows of v */
   float *copies, *z, *planes, *y, *scratch; /* per worker */
   int64_t copies_size, z_size, planes_size, y_size, scratch_size;
 };
@@ -52,6 +55,12 @@ static int64_t plane_size(int64_t slots, int64_t pitch) {
 static int64_t images_side_by_side(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
   const int64_t pixels = s->out_height * s->width;
   return pixels >= FEW_PIXELS ? 1 : larger(1, smaller(a->batch, ceil_div(STRIP_PIXELS, larger(pixels, 1))));
+}
+
+/* Images whose pixels a 1 x 1 convolution reads as they lie. */
+static int reads_in_place(const struct forward *f) {
+  const struct lath_lowrank_conv2d *a = f->a;
+  return lath_conv_is_1x1(a) && f->images == 1 && lath_images_are_planes(a->dtype, &a->x, a->width);
 }
 
 static int writes_in_place(const struct forward *f) {
@@ -81,10 +90,16 @@ static void take_lists(struct forward *f, struct lath_arena *arena, int64_t rows
   f->z_rows = lath_take_integers(arena, f->s.rank * f->s.second.taps);
 }
 
+/* Rows this far apart compete for the same lines of L1. */
+static int rows_collide(int64_t length) { return length % 512 == 0; }
+
+/* v is read along its rows, as it lies unless its type or its row length forbids it. */
 static void take_weights(struct forward *f, struct lath_arena *arena) {
   const struct lath_lowrank_conv2d *a = f->a;
+  const int64_t length = f->s.in * f->s.first.taps * a->kernel_w;
+  f->s_v = length + (rows_collide(length) ? 16 : 0);
+  if (a->dtype != LATH_F32 || f->s_v > length) f->v = lath_take(arena, a->groups * f->s.rank, f->s_v);
   if (a->dtype == LATH_F32) return;
-  f->v = lath_take(arena, a->groups * f->s.rank, f->s.in * f->s.first.taps * a->kernel_w);
   f->u = lath_take(arena, a->out, f->s.rank * f->s.second.taps);
   f->inner_bias = lath_take(arena, a->groups, f->s.rank);
   f->bias = lath_take(arena, 1, a->out);
@@ -99,7 +114,7 @@ static void take_worker_buffers(struct forward *f, struct lath_arena *arena, int
   const struct lath_lowrank_conv2d *a = f->a;
   f->x_plane = plane_size(f->x_slots.total, f->pitch);
   f->z_plane = plane_size(f->z_slots.total, f->pitch);
-  f->copies_size = with_slack(f, f->block * a->kernel_w * f->x_plane);
+  f->copies_size = f->in_place ? 0 : with_slack(f, f->block * a->kernel_w * f->x_plane);
   f->z_size = with_slack(f, f->s.rank * f->z_plane);
   f->planes_size = lath_planes_copy(a->dtype, &a->x, f->block, f->x_slots.total, a->width);
   f->y_size = writes_in_place(f) ? 0 : f->s.out * rows * f->pitch;
@@ -116,6 +131,7 @@ static void prepare(struct forward *f, const struct lath_lowrank_conv2d *a, cons
   f->a = a;
   f->kernels = lath_kernels();
   set_strips(f, host, macs);
+  f->in_place = reads_in_place(f);
   const int64_t taps = f->s.first.taps * a->kernel_w, blocks = larger(1, ceil_div(f->s.in * taps, BLOCK_K));
   f->block = ceil_div(f->s.in, smaller(blocks, larger(f->s.in, 1)));
   f->columns = (struct lath_columns){.taps = a->kernel_w,
@@ -147,10 +163,11 @@ static void fill_lists(struct forward *f) {
 struct strip {
   const struct forward *f;
   int64_t group;
-  int64_t n, images;    /* images n .. n + images - 1 */
-  int64_t h, rows;      /* output rows */
-  int64_t carried;      /* 1: z holds what the strip above has left */
-  int64_t own, own_end; /* rows of z that this band saves */
+  int64_t n, images;             /* images n .. n + images - 1 */
+  int64_t h, rows;               /* output rows */
+  int64_t carried;               /* 1: z holds what the strip above has left */
+  int64_t own, own_end;          /* rows of z that this band saves */
+  int64_t padded_h, padded_rows; /* the strip whose padding the copies hold */
   float *copies, *z, *planes, *y, *scratch;
 };
 
@@ -216,14 +233,38 @@ static void save_unmet_rows(const struct strip *t) {
 
 /* ---- stages ---------------------------------------------------------------------------------------------------------------------------- */
 
+/* 1 x 1: the channels of x are the rows of B as they lie, block by block. A block is first called into L2 as a stream: the product
+ * visits it in short pieces of many rows, which would wait for memory one by one. */
+static void first_stage_in_place(const struct strip *t, int64_t h, int64_t rows, float *z) {
+  const struct forward *f = t->f;
+  const struct lath_images *x = &f->a->x;
+  const int64_t row = t->group * f->s.rank, pixels = rows * f->pitch;
+  const float *from = (const float *)x->data + t->n * x->s_n + t->group * f->s.in * x->s_c + h * x->s_h;
+  for (int64_t c = 0; c < f->s.in; c += BLOCK_CHANNELS) {
+    const int64_t channels = smaller(BLOCK_CHANNELS, f->s.in - c);
+    lath_fetch_rows(channels, pixels, from + c * x->s_c, x->s_c);
+    const struct lath_panels b = lath_panels_in_place(f->kernels, pixels, channels, from + c * x->s_c, x->s_c);
+    const struct lath_product product = {.m = f->s.rank,
+                                         .a = f->weights.v + row * f->s_v + c,
+                                         .s_a = f->s_v,
+                                         .b = &b,
+                                         .start = c > 0 ? LATH_START_C : LATH_START_ROWS,
+                                         .bias = f->weights.inner_bias ? f->weights.inner_bias + row : NULL,
+                                         .c = z,
+                                         .s_c = f->z_plane,
+                                         .scratch = t->scratch};
+    lath_multiply(f->kernels, &product);
+  }
+}
+
 /* z (rank, pixels) += v (rank, taps of these channels) copies, or the first part of that sum. */
 static void multiply_v(const struct strip *t, int64_t c, int64_t channels, int64_t pixels, float *z) {
   const struct forward *f = t->f;
   const int64_t taps = f->s.first.taps * f->a->kernel_w, row = t->group * f->s.rank;
   const struct lath_panels b = lath_panels_listed(f->kernels, pixels, channels * taps, t->copies, f->x_rows);
   const struct lath_product product = {.m = f->s.rank,
-                                       .a = f->weights.v + row * f->s.in * taps + c * taps,
-                                       .s_a = f->s.in * taps,
+                                       .a = f->weights.v + row * f->s_v + c * taps,
+                                       .s_a = f->s_v,
                                        .b = &b,
                                        .start = c > 0 ? LATH_START_C : LATH_START_ROWS,
                                        .bias = f->weights.inner_bias ? f->weights.inner_bias + row : NULL,
@@ -233,19 +274,34 @@ static void multiply_v(const struct strip *t, int64_t c, int64_t channels, int64
   lath_multiply(f->kernels, &product);
 }
 
-/* Pointwise: the vertical taps read the copies, which need all rows that the windows of the strip meet. */
-static void first_stage_windows(const struct strip *t) {
+/* Slots of a strip whose rows do not exist. What is read next leaves them alone: images of one strip are padded once. */
+static void pad_copies(struct strip *t) {
   const struct forward *f = t->f;
   const struct lath_slots *slots = &f->x_slots;
-  for (int64_t c = 0; c < f->s.in; c += f->block) {
+  if (t->padded_h == t->h && t->padded_rows == t->rows) return;
+  t->padded_h = t->h, t->padded_rows = t->rows;
+  for (int64_t p = 0; p < slots->phases; p++) {
+    const int64_t begin = slots->base[p], end = begin + slots->count[p] - (slots->rows - t->rows);
+    const struct lath_run run = lath_slots_inside(slots, p, t->h, 0, end - begin);
+    const int64_t planes = f->block * f->a->kernel_w;
+    zero_slots(t->copies, planes, f->x_plane, f->pitch, begin, run.slot - begin);
+    zero_slots(t->copies, planes, f->x_plane, f->pitch, run.slot + run.count, end - run.slot - run.count);
+  }
+}
+
+/* Pointwise: the vertical taps read the copies, which need all rows that the windows of the strip meet. */
+static void first_stage_windows(struct strip *t) {
+  const struct forward *f = t->f;
+  const struct lath_slots *slots = &f->x_slots;
+  if (f->in_place)
+    first_stage_in_place(t, t->h, t->rows, t->z);
+  else
+    pad_copies(t);
+  for (int64_t c = 0; c < f->s.in && !f->in_place; c += f->block) {
     const int64_t channels = smaller(f->block, f->s.in - c);
     for (int64_t p = 0; p < slots->phases; p++) {
-      const int64_t count = slots->count[p] - (slots->rows - t->rows);
-      const struct lath_run run = lath_slots_inside(slots, p, t->h, 0, count);
-      const int64_t end = slots->base[p] + count;
-      zero_slots(t->copies, channels * f->a->kernel_w, f->x_plane, f->pitch, slots->base[p], run.slot - slots->base[p]);
+      const struct lath_run run = lath_slots_inside(slots, p, t->h, 0, slots->count[p] - (slots->rows - t->rows));
       spread_run(t, &run, c, channels, run.slot);
-      zero_slots(t->copies, channels * f->a->kernel_w, f->x_plane, f->pitch, run.slot + run.count, end - run.slot - run.count);
     }
     multiply_v(t, c, channels, t->rows * f->pitch, t->z);
   }
@@ -263,7 +319,8 @@ static void first_stage_rows(const struct strip *t) {
     const int64_t begin = slots->base[p] + from, end = slots->base[p] + count;
     zero_slots(t->z, f->s.rank, f->z_plane, f->pitch, begin, run.slot - begin);
     zero_slots(t->z, f->s.rank, f->z_plane, f->pitch, run.slot + run.count, end - run.slot - run.count);
-    for (int64_t c = 0; c < f->s.in && run.count > 0; c += f->block) {
+    if (f->in_place && run.count > 0) first_stage_in_place(t, run.first, run.count, t->z + run.slot * f->pitch);
+    for (int64_t c = 0; c < f->s.in && run.count > 0 && !f->in_place; c += f->block) {
       const int64_t channels = smaller(f->block, f->s.in - c);
       spread_run(t, &run, c, channels, 0);
       multiply_v(t, c, channels, run.count * f->pitch, t->z + run.slot * f->pitch);
@@ -345,6 +402,7 @@ static void share_units(void *arg, int64_t begin, int64_t end) {
   const int64_t units = ceil_div(f->a->batch, f->images) * f->bands;
   for (int64_t w = begin; w < end; w++) {
     struct strip t = {.f = f,
+                      .padded_h = -1,
                       .copies = f->copies + w * f->copies_size,
                       .z = f->z + w * f->z_size,
                       .planes = f->planes + w * f->planes_size,
@@ -380,7 +438,8 @@ static void view_weights(struct forward *f) {
   const int64_t ranks = a->groups * f->s.rank, taps = f->s.in * f->s.first.taps * a->kernel_w,
                 rows = f->s.rank * f->s.second.taps;
   int64_t unused;
-  f->weights.v = lath_as_float(a->dtype, ranks, taps, a->v, taps, f->v, &unused);
+  if (f->v) lath_to_float(a->dtype, ranks, taps, a->v, taps, f->v, f->s_v);
+  f->weights.v = f->v ? f->v : a->v;
   f->weights.u = lath_as_float(a->dtype, a->out, rows, a->u, rows, f->u, &unused);
   f->weights.inner_bias = lath_as_float(a->dtype, 1, ranks, a->inner_bias, ranks, f->inner_bias, &unused);
   f->weights.bias = lath_as_float(a->dtype, 1, a->out, a->bias, a->out, f->bias, &unused);
