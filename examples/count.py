@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counting what a network computes, from the shapes that pass through it; nothing is calculated.
+
+A *product* is one multiplication of a weight with values: a dense layer has one, a low-rank layer two.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from lath.nn import LowRankConv2d, LowRankLinear
+from torch import nn
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
+_PRODUCTS = (nn.Conv2d, nn.Linear, LowRankConv2d, LowRankLinear)
+
+Call = tuple[nn.Module, torch.Size, torch.Size]
+
+
+def products(model: nn.Module, shape: tuple[int, ...]) -> list[int]:
+    """Multiply-adds of each product for one input of this shape (batch first), in the order in which they are done."""
+    return [macs for call in _calls(model, shape) for macs in _products(*call)]
+
+
+def inference_macs(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """Multiply-adds of a forward pass for an input of this shape."""
+    return sum(products(model, shape))
+
+
+def training_macs(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """The same for a training step: three products for each one, but no gradient of the input data."""
+    each = products(model, shape)
+    return 3 * sum(each) - each[0]
+
+
+def fvcore_flops(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """What fvcore's counter calls the FLOPs of a network in training mode.
+
+    The multiply-adds, 5 for each value that enters a batch norm, 1 for each that enters an adaptive average pool.
+    Biases, activations, max-pools, dropout and residual sums count nothing.
+    """
+    return sum(sum(_products(*call)) + _passes(*call) for call in _calls(model, shape))
+
+
+def parameters(model: nn.Module) -> int:
+    """Numbers that are learned; one that is registered in several places counts once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def _calls(model: nn.Module, shape: tuple[int, ...]) -> list[Call]:
+    """Every call of a counted module with the shapes of its input and output, seen on a copy without values."""
+    calls: list[Call] = []
+    twin = copy.deepcopy(model).to("meta").eval()
+    for module in twin.modules():
+        if isinstance(module, (*_PRODUCTS, *_NORMS, *_POOLS)):
+            module.register_forward_hook(lambda module, args, y: calls.append((module, args[0].shape, y.shape)))
+    with torch.no_grad():
+        twin(torch.empty(shape, device="meta"))
+    return calls
+
+
+def _products(module: nn.Module, x: torch.Size, y: torch.Size) -> tuple[int, ...]:
+    """Of one call: every weight is used once for each position of what it makes."""
+    if isinstance(module, LowRankLinear):
+        rows = math.prod(x[:-1])
+        return module.weight_v.numel() * rows, module.weight_u.numel() * rows
+    if isinstance(module, LowRankConv2d):
+        batch, _, height, width = y
+        middle = x[2] if module.mode == "separable" else height  # 1 x kw leaves the height to kh x 1
+        return module.weight_v.numel() * batch * middle * width, module.weight_u.numel() * batch * height * width
+    if isinstance(module, nn.Conv2d):
+        return (module.weight.numel() * y[0] * y[2] * y[3],)
+    if isinstance(module, nn.Linear):
+        return (module.weight.numel() * math.prod(x[:-1]),)
+    return ()
+
+
+def _passes(module: nn.Module, x: torch.Size, y: torch.Size) -> int:
+    if isinstance(module, _NORMS):
+        return 5 * x.numel()
+    return x.numel() if isinstance(module, _POOLS) else 0

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The published VGGs and ResNets: every size to the last digit, with and without the defects of the published code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import lath
+import pytest
+import torch
+from lath.nn import LowRankConv2d, LowRankLinear
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+MODULES = ("count", "lowrank", "lowrank.reference_counts", "lowrank.reference_models")
+
+
+@pytest.fixture(autouse=True)
+def _examples_on_the_path(monkeypatch):
+    """The examples are scripts with short names; none may stay behind for other tests."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    yield
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def count():
+    from lowrank.reference_counts import count
+
+    return count
+
+
+@pytest.fixture
+def reference():
+    from lowrank.reference_models import reference
+
+    return reference
+
+
+def layers(model: torch.nn.Module) -> list[LowRankConv2d | LowRankLinear]:
+    return [m for m in model.modules() if isinstance(m, (LowRankConv2d, LowRankLinear))]
+
+
+# ---- parameters and FLOPs --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "dense", "as_published", "corrected"),
+    [
+        ("vgg11", (9_756_426, 154_051_584), (4_008_851, 55_956_480), (3_751_325, 55_699_456)),
+        ("vgg16", (15_253_578, 315_108_352), (6_208_324, 120_368_128), (5_950_798, 120_111_104)),
+        ("resnet18", (11_173_962, 558_502_912), (4_418_250, 228_594_688), (4_418_250, 228_594_688)),
+        ("resnet101", (41_353_546, 2_450_772_992), (16_462_282, 984_962_048), (16_462_282, 984_962_048)),
+    ],
+)
+def test_published_ratio(count, name, dense, as_published, corrected):
+    assert count(name) == dense
+    assert count(name, ratio=0.2, as_published=True) == as_published
+    assert count(name, ratio=0.2) == corrected
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "counts"),
+    [
+        ("vgg11", (0, 2), [(941_128, 16_051_200), (4_694_682, 71_214_080), (9_373_226, 139_895_808)]),
+        ("vgg16", (0, 2), [(1_489_122, 32_355_328), (7_446_570, 152_054_784), (14_872_586, 300_952_576)]),
+        ("resnet18", (0, 0), [(1_236_234, 64_427_008), (5_487_690, 284_824_576), (10_786_890, 558_502_912)]),
+        ("resnet101", (0, 0), [(4_244_746, 255_644_672), (20_589_898, 1_233_376_256), (40_966_474, 2_450_772_992)]),
+    ],
+)
+def test_other_ratios(count, name, rule, counts):
+    assert [count(name, ratio=ratio, rule=rule) for ratio in (0.05, 0.25, 0.5)] == counts
+
+
+def test_published_code_ignores_the_ratio_in_convolutions(count):
+    assert count("vgg11", ratio=0.1, as_published=True)[0] == 3_904_301
+    assert count("vgg11", ratio=0.5, as_published=True)[0] == 4_324_551
+    for ratio in (0.05, 0.5):
+        assert count("resnet18", ratio=ratio, as_published=True) == (4_418_250, 228_594_688)
+        assert count("resnet101", ratio=ratio, as_published=True) == (16_462_282, 984_962_048)
+
+
+@pytest.mark.parametrize(
+    ("rule", "counts"),
+    [
+        ((-1, 0), (4_418_250, 228_594_688)),
+        ((0, 0), (4_418_250, 228_594_688)),
+        ((0, 1), (4_462_794, 274_207_744)),
+        ((1, 0), (4_507_338, 319_820_800)),
+        ((2, 0), (4_826_442, 399_643_648)),
+        ((3, 0), (6_098_250, 479_171_584)),
+        ((4, 0), (11_173_962, 558_502_912)),
+    ],
+)
+def test_hybrid_resnet18(count, rule, counts):
+    assert count("resnet18", ratio=0.2, rule=rule) == counts
+
+
+def test_hybrid_vgg11(count):
+    published = [4_008_851, 4_008_851, 4_010_377, 4_062_179, 4_269_463, 4_624_126]
+    published += [5_451_109, 6_866_994, 8_282_879, 9_698_764, 9_856_358, 10_013_952]
+    wrong_head = (512 - 10) * (512 + 1)
+    for start, parameters in enumerate(published):
+        assert count("vgg11", ratio=0.2, rule=(0, start), as_published=True)[0] == parameters
+        assert count("vgg11", ratio=0.2, rule=(0, start))[0] == parameters - wrong_head
+    assert count("vgg11", ratio=0.2, rule=(0, 11)) == count("vgg11")
+
+
+# ---- layer by layer --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [
+        ("vgg11", [1, 38, 76, 153, 153, 307, 307, 307, 102, 102]),
+        ("vgg16", [1, 38, 38, 76, 76, 153, 153, 153, *[307] * 5, 102, 102]),
+        ("resnet18", [*[38] * 5, 76, 76, 76, 76, 153, 153, 153, 153, 307, 307, 307]),
+        ("resnet101", [*[38] * 7, *[76] * 8, *[153] * 46, *[307] * 5]),
+    ],
+)
+def test_ranks(reference, name, ranks):
+    with torch.device("meta"):
+        model = reference(name, ratio=0.2)
+    assert [layer.rank for layer in layers(model)] == ranks
+
+
+def test_factors_of_vgg11(reference):
+    """Parameters of both factors with their biases, and their multiply-adds."""
+    from count import products
+
+    with torch.device("meta"):
+        model = reference("vgg11", ratio=0.2)
+    sizes = [
+        (layer.weight_v.numel() + layer.inner_bias.numel(), layer.weight_u.numel() + layer.bias.numel())
+        for layer in layers(model)
+    ]
+    assert sizes == [
+        (10, 256),
+        (7_334, 14_720),
+        (29_260, 58_624),
+        (117_657, 117_760),
+        (117_657, 235_520),
+        *[(471_859, 472_064)] * 3,
+        *[(52_326, 52_736)] * 2,
+    ]
+    convs = products(model, (1, 3, 32, 32))[:16]
+    assert list(zip(convs[::2], convs[1::2], strict=True)) == [
+        (9_216, 196_608),
+        *[(1_867_776, 3_735_552)] * 2,
+        (7_520_256, 7_520_256),
+        (1_880_064, 3_760_128),
+        *[(7_544_832, 7_544_832)],
+        *[(1_886_208, 1_886_208)] * 2,
+    ]
+
+
+def test_parts_of_resnet18(reference):
+    with torch.device("meta"):
+        model = reference("resnet18", ratio=0.2)
+    sizes = [(layer.weight_v.numel(), layer.weight_u.numel()) for layer in layers(model)]
+    assert sizes == [
+        *[(7_296, 7_296)] * 4,
+        (7_296, 14_592),
+        *[(29_184, 29_184)] * 3,
+        (29_184, 58_368),
+        *[(117_504, 117_504)] * 3,
+        (117_504, 235_008),
+        *[(471_552, 471_552)] * 3,
+    ]
+    assert all(layer.bias is None and layer.inner_bias is None for layer in layers(model))
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    assert sizes["head.0.weight"] == 1_728
+    assert [sizes[f"stages.{i}.0.shortcut.0.weight"] for i in (1, 2, 3)] == [8_192, 32_768, 131_072]
+    assert sizes["tail.weight"] + sizes["tail.bias"] == 5_130
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert sum(p.numel() for norm in norms for p in norm.parameters()) == 9_600
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet18"])
+def test_a_state_dict_holds_every_parameter_once(reference, name):
+    with torch.device("meta"):
+        model = reference(name, ratio=0.2)
+    held = sum(v.numel() for k, v in model.state_dict().items() if "running" not in k and "num_batches" not in k)
+    assert held == sum(p.numel() for p in model.parameters())
+
+
+def test_the_counter_leaves_the_network_alone(reference):
+    from count import fvcore_flops
+
+    model = reference("vgg11", ratio=0.2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fvcore_flops(model, (1, 3, 32, 32))
+    assert model.training
+    assert not any(m._forward_hooks for m in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+# ---- the networks run ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "rule"), [("vgg11", (0, 2)), ("resnet18", (0, 0))])
+def test_low_rank_network_trains(reference, name, rule):
+    model = reference(name, ratio=0.05, rule=rule)
+    y = model(torch.randn(2, 3, 32, 32))
+    assert y.shape == (2, 10)
+    torch.nn.functional.cross_entropy(y, torch.tensor([1, 2])).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg16", "resnet18", "resnet101"])
+def test_convert_alone_gives_the_same_shapes(reference, name):
+    """At ratio 0.2 every layer is cheaper factored, so nothing has to be put in by hand."""
+    rule = (0, 2)
+    with torch.device("meta"):
+        model, converted = reference(name, ratio=0.2, rule=rule), reference(name)
+        spec = lath.LowRank(ratio=0.2, init="fresh", inner_bias=name.startswith("vgg"))
+        lath.convert(converted, spec, exclude=lath.decom_rule(converted, *rule))
+    assert {k: v.shape for k, v in converted.state_dict().items()} == {
+        k: v.shape for k, v in model.state_dict().items()
+    }
+
+
+def test_restore_gives_back_the_dense_size(reference):
+    from count import fvcore_flops, parameters
+
+    with torch.device("meta"):
+        model = reference("resnet18", ratio=0.2)
+        assert len(lath.restore(model)) == 16
+    assert (parameters(model), fvcore_flops(model, (1, 3, 32, 32))) == (11_173_962, 558_502_912)
