@@ -60,7 +60,7 @@ bool call_int_between(struct call *call, int index, const char *name, int64_t lo
 void call_own(struct call *call, AtenTensorHandle tensor) { call->owned[call->num_owned++] = tensor; }
 
 /* Strides of a contiguous tensor, as torch counts them: an extent of 0 counts as 1. False when the elements, at up to 8 bytes
- * each, exceed the address space. */
+ * each, exceed the address space, in any order of the strides. */
 static bool contiguous_strides(int64_t dim, const int64_t *sizes, int64_t *strides) {
   int64_t stride = 1, bytes;
   for (int64_t i = dim - 1; i >= 0; i--) {
@@ -70,28 +70,40 @@ static bool contiguous_strides(int64_t dim, const int64_t *sizes, int64_t *strid
   return !__builtin_mul_overflow(stride, 8, &bytes);
 }
 
-bool call_new_tensor(struct call *call, const char *name, int64_t dim, const int64_t *sizes, int32_t dtype_code,
-                     AtenTensorHandle *tensor) {
-  int64_t strides[CALL_MAX_DIM];
+/* `strides` may be NULL for a contiguous one. */
+static bool new_tensor(struct call *call, const char *name, int64_t dim, const int64_t *sizes, const int64_t *strides,
+                       int32_t dtype_code, AtenTensorHandle *tensor) {
+  int64_t contiguous[CALL_MAX_DIM];
   if (dim > CALL_MAX_DIM) return call_fail(call, name, "got %" PRId64 " dimensions, expected at most %d", dim, CALL_MAX_DIM);
-  if (!contiguous_strides(dim, sizes, strides))
+  if (!contiguous_strides(dim, sizes, contiguous))
     return call_fail(call, name, "a contiguous tensor of its shape exceeds 2^63 bytes");
+  if (!strides) strides = contiguous;
   if (aoti_torch_empty_strided(dim, sizes, strides, dtype_code, codes.cpu, 0, tensor) == 0) return true;
   int64_t elements = 1;
   for (int64_t i = 0; i < dim; i++) elements *= sizes[i];
   return call_fail(call, name, "out of memory for %" PRId64 " elements of %s", elements, codes_dtype_name(dtype_code));
 }
 
+bool call_new_tensor(struct call *call, const char *name, int64_t dim, const int64_t *sizes, int32_t dtype_code,
+                     AtenTensorHandle *tensor) {
+  return new_tensor(call, name, dim, sizes, NULL, dtype_code, tensor);
+}
+
 static bool data_of(struct call *call, const char *name, AtenTensorHandle tensor, void **data) {
   return torch_get_mutable_data_ptr(tensor, data) == 0 || call_fail(call, name, "torch gives no pointer to its data");
 }
 
-bool call_output_tensor(struct call *call, const char *name, int64_t dim, const int64_t *sizes, lath_dtype dtype, void **data) {
+bool call_output_strided(struct call *call, const char *name, int64_t dim, const int64_t *sizes, const int64_t *strides,
+                         lath_dtype dtype, void **data) {
   AtenTensorHandle tensor;
-  if (!call_new_tensor(call, name, dim, sizes, codes.dtype[dtype], &tensor)) return false;
+  if (!new_tensor(call, name, dim, sizes, strides, codes.dtype[dtype], &tensor)) return false;
   call->output_tensors[call->num_output_tensors++] = tensor;
   call->outputs[call->num_outputs++] = (StableIValue)(uintptr_t)tensor;
   return data_of(call, name, tensor, data);
+}
+
+bool call_output_tensor(struct call *call, const char *name, int64_t dim, const int64_t *sizes, lath_dtype dtype, void **data) {
+  return call_output_strided(call, name, dim, sizes, NULL, dtype, data);
 }
 
 void call_output_int(struct call *call, int64_t value) { call->outputs[call->num_outputs++] = (StableIValue)value; }

@@ -70,6 +70,10 @@ void call_own(struct call *call, AtenTensorHandle tensor);
 bool call_output_tensor(struct call *call, const char *name, int64_t dim, const int64_t *sizes, lath_dtype dtype, void **data);
 void call_output_int(struct call *call, int64_t value);
 
+/* The same with strides of any order, but without gaps. */
+bool call_output_strided(struct call *call, const char *name, int64_t dim, const int64_t *sizes, const int64_t *strides,
+                         lath_dtype dtype, void **data);
+
 /* `bytes` bytes, aligned to 64, for the duration of the call. */
 bool call_workspace(struct call *call, size_t bytes, void **workspace);
 

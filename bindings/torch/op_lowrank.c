@@ -41,12 +41,6 @@ static bool take_inner_bias(struct call *call, int index, struct lowrank *l) {
   return unpack_optional_vector(call, index, "inner_bias", &l->lead, l->args.rank, "the rank of weight_v", &l->args.inner_bias);
 }
 
-static bool output_none(struct call *call, const char *name, lath_dtype dtype) {
-  const int64_t zero = 0;
-  void *data;
-  return call_output_tensor(call, name, 1, &zero, dtype, &data);
-}
-
 /* ---- forward ------------------------------------------------------------------------------------------------------------- */
 
 static bool take_forward(struct call *call, struct lowrank *l) {
@@ -74,10 +68,9 @@ static bool lowrank_linear(struct call *call) {
 
 /* The shape of p must follow from the arguments alone, for tracing; so `save` settles what the planner would decide. */
 static bool output_p(struct call *call, bool save, struct lath_lowrank_linear *a) {
-  const lath_dtype dtype = codes_sum_dtype(a->dtype);
-  if (!save || a->association == LATH_MERGED) return output_none(call, "p", dtype);
-  a->association = LATH_FACTORED;
-  return call_output_tensor(call, "p", 2, (const int64_t[]){a->rows, a->rank}, dtype, &a->p);
+  const bool kept = save && a->association != LATH_MERGED;
+  if (kept) a->association = LATH_FACTORED;
+  return output_optional(call, kept, "p", 2, (const int64_t[]){a->rows, a->rank}, codes_sum_dtype(a->dtype), &a->p);
 }
 
 static bool lowrank_linear_forward(struct call *call) {
@@ -88,8 +81,6 @@ static bool lowrank_linear_forward(struct call *call) {
 }
 
 /* ---- backward ------------------------------------------------------------------------------------------------------------ */
-
-enum { WANT_DX = 1, WANT_DV = 2, WANT_DU = 4, WANT_D_BIAS = 8, WANT_D_INNER_BIAS = 16, WANT_ALL = 31 };
 
 /* dy has the leading dimensions of x and as many columns as weight_u has rows. */
 static bool take_dy(struct call *call, int index, struct lowrank *l) {
@@ -122,24 +113,12 @@ static bool take_p(struct call *call, int index, struct lowrank *l) {
 
 static bool output_gradients(struct call *call, int64_t mask, struct lowrank *l) {
   struct lath_lowrank_linear *a = &l->args;
-  const struct {
-    int64_t bit;
-    const char *name;
-    int64_t dim, sizes[2];
-    void **data;
-  } gradients[] = {
-      {WANT_DV, "dv", 2, {a->rank, a->in}, &a->dv},
-      {WANT_DU, "du", 2, {a->out, a->rank}, &a->du},
-      {WANT_D_BIAS, "d_bias", 1, {a->out}, &a->d_bias},
-      {WANT_D_INNER_BIAS, "d_inner_bias", 1, {a->rank}, &a->d_inner_bias},
-  };
   a->s_dx = a->in;
-  bool ok = mask & WANT_DX ? output_like(call, "dx", &l->x, a->in, a->dtype, &a->dx) : output_none(call, "dx", a->dtype);
-  for (size_t i = 0; ok && i < sizeof gradients / sizeof *gradients; i++)
-    ok = mask & gradients[i].bit
-             ? call_output_tensor(call, gradients[i].name, gradients[i].dim, gradients[i].sizes, a->dtype, gradients[i].data)
-             : output_none(call, gradients[i].name, a->dtype);
-  return ok;
+  return output_optional(call, mask & WANT_DX, "dx", l->x.dim, l->x.sizes, a->dtype, &a->dx) &&
+         output_optional(call, mask & WANT_DV, "dv", 2, (const int64_t[]){a->rank, a->in}, a->dtype, &a->dv) &&
+         output_optional(call, mask & WANT_DU, "du", 2, (const int64_t[]){a->out, a->rank}, a->dtype, &a->du) &&
+         output_optional(call, mask & WANT_D_BIAS, "d_bias", 1, &a->out, a->dtype, &a->d_bias) &&
+         output_optional(call, mask & WANT_D_INNER_BIAS, "d_inner_bias", 1, &a->rank, a->dtype, &a->d_inner_bias);
 }
 
 static bool lowrank_linear_backward(struct call *call) {

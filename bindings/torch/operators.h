@@ -15,33 +15,59 @@
  *   mask          gradients wanted, a sum of 1 dx, 2 dv, 4 du, 8 d_bias, 16 d_inner_bias
  *   p             the intermediate (rows, rank) in fp32 (double for double), or of shape (0,) when it was not kept. The shape
  *                 follows from the arguments alone, as tracing needs: `save` with association 0 means factored, and with
- *                 association 2 there is no intermediate to keep
+ *                 association 2 there is no intermediate to keep. Of a convolution (batch, groups * rank, height of x if
+ *                 separable and of y if pointwise, width of y)
+ *   separable     the form of a low-rank convolution: true separable, false pointwise
+ *   dtype         enum lath_dtype; kernel: enum lath_lowrank_kernel, for a convolution enum lath_conv_kernel
  */
 #ifndef LATH_OPERATORS_H
 #define LATH_OPERATORS_H
 
-#define LATH_OPERATORS(X)                                                                                                  \
-  X(linear, "(Tensor x, Tensor weight, Tensor bias) -> Tensor", "CPU", op_linear)                                          \
-  X(lowrank_linear,                                                                                                        \
-    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, int association=0) -> Tensor", "CPU",    \
-    op_lowrank_linear)                                                                                                     \
-  X(lowrank_linear_forward,                                                                                                \
-    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, bool save=True, int association=0)"      \
-    " -> (Tensor y, Tensor p)",                                                                                            \
-    "CPU", op_lowrank_linear_forward)                                                                                      \
-  X(lowrank_linear_backward,                                                                                               \
-    "(Tensor dy, Tensor x, Tensor weight_v, Tensor weight_u, Tensor inner_bias, Tensor p, int mask=31, int association=0)" \
-    " -> (Tensor dx, Tensor dv, Tensor du, Tensor d_bias, Tensor d_inner_bias)",                                           \
-    "CPU", op_lowrank_linear_backward)                                                                                     \
-  X(frobenius_decay, "(Tensor weight_v, Tensor weight_u) -> (Tensor value, Tensor gram_v, Tensor gram_u)", "CPU",          \
-    op_frobenius_decay)                                                                                                    \
-  X(frobenius_decay_backward,                                                                                              \
-    "(Tensor grad, Tensor weight_v, Tensor weight_u, Tensor gram_v, Tensor gram_u) -> (Tensor dv, Tensor du)", "CPU",      \
-    op_frobenius_decay_backward)                                                                                           \
-  X(lowrank_linear_plan,                                                                                                   \
-    "(int rows, int in_features, int rank, int out_features, int association=0, bool backward=False)"                      \
-    " -> (int association, int kernel, int macs, int dense_macs, bool save_intermediate)",                                 \
-    "CompositeExplicitAutograd", op_lowrank_linear_plan)                                                                   \
+/* How the window of a convolution moves. Padding is given for each side, because "same" pads an even window by one more at the
+ * end. */
+#define LATH_CONV_GEOMETRY                                                                                                 \
+  "int stride_h, int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, int dilation_h, int dilation_w, " \
+  "int groups, bool separable"
+
+#define LATH_OPERATORS(X)                                                                                                    \
+  X(linear, "(Tensor x, Tensor weight, Tensor bias) -> Tensor", "CPU", op_linear)                                            \
+  X(lowrank_linear,                                                                                                          \
+    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, int association=0) -> Tensor", "CPU",      \
+    op_lowrank_linear)                                                                                                       \
+  X(lowrank_linear_forward,                                                                                                  \
+    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, bool save=True, int association=0)"        \
+    " -> (Tensor y, Tensor p)",                                                                                              \
+    "CPU", op_lowrank_linear_forward)                                                                                        \
+  X(lowrank_linear_backward,                                                                                                 \
+    "(Tensor dy, Tensor x, Tensor weight_v, Tensor weight_u, Tensor inner_bias, Tensor p, int mask=31, int association=0)"   \
+    " -> (Tensor dx, Tensor dv, Tensor du, Tensor d_bias, Tensor d_inner_bias)",                                             \
+    "CPU", op_lowrank_linear_backward)                                                                                       \
+  X(lowrank_conv2d,                                                                                                          \
+    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, " LATH_CONV_GEOMETRY ") -> Tensor", "CPU", \
+    op_lowrank_conv2d)                                                                                                       \
+  X(lowrank_conv2d_forward,                                                                                                  \
+    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, " LATH_CONV_GEOMETRY                       \
+    ", bool save=True) -> (Tensor y, Tensor p)",                                                                             \
+    "CPU", op_lowrank_conv2d_forward)                                                                                        \
+  X(lowrank_conv2d_backward,                                                                                                 \
+    "(Tensor dy, Tensor x, Tensor weight_v, Tensor weight_u, Tensor inner_bias, Tensor p, " LATH_CONV_GEOMETRY               \
+    ", int mask=31) -> (Tensor dx, Tensor dv, Tensor du, Tensor d_bias, Tensor d_inner_bias)",                               \
+    "CPU", op_lowrank_conv2d_backward)                                                                                       \
+  X(frobenius_decay, "(Tensor weight_v, Tensor weight_u) -> (Tensor value, Tensor gram_v, Tensor gram_u)", "CPU",            \
+    op_frobenius_decay)                                                                                                      \
+  X(frobenius_decay_backward,                                                                                                \
+    "(Tensor grad, Tensor weight_v, Tensor weight_u, Tensor gram_v, Tensor gram_u) -> (Tensor dv, Tensor du)", "CPU",        \
+    op_frobenius_decay_backward)                                                                                             \
+  X(lowrank_linear_plan,                                                                                                     \
+    "(int rows, int in_features, int rank, int out_features, int association=0, bool backward=False)"                        \
+    " -> (int association, int kernel, int macs, int dense_macs, bool save_intermediate)",                                   \
+    "CompositeExplicitAutograd", op_lowrank_linear_plan)                                                                     \
+  X(lowrank_conv2d_plan,                                                                                                     \
+    "(int batch, int in_channels, int rank, int out_channels, int height, int width, int kernel_h, int kernel_w"             \
+    ", " LATH_CONV_GEOMETRY                                                                                                  \
+    ", bool channels_last=False, int dtype=0, bool backward=False)"                                                          \
+    " -> (int kernel, int macs, int dense_macs, bool save_intermediate)",                                                    \
+    "CompositeExplicitAutograd", op_lowrank_conv2d_plan)                                                                     \
   X(cpu_isa, "() -> int", "CompositeExplicitAutograd", op_cpu_isa)
 
 #endif

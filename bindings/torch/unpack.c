@@ -32,6 +32,12 @@ bool fail_shape(struct call *call, const struct tensor *tensor, const char *form
   return call_fail(call, tensor->name, "got shape %s, expected %s", shape, expected);
 }
 
+bool has_sizes(const struct tensor *tensor, int64_t dim, const int64_t *sizes) {
+  bool same = tensor->dim == dim;
+  for (int64_t i = 0; same && i < dim; i++) same = tensor->sizes[i] == sizes[i];
+  return same;
+}
+
 static bool fail_query(struct call *call, const char *name) {
   return call_fail(call, name, "torch cannot describe it; expected a dense tensor on the CPU");
 }
@@ -194,4 +200,15 @@ bool output_like(struct call *call, const char *name, const struct tensor *tenso
   memcpy(sizes, tensor->sizes, (size_t)tensor->dim * sizeof *sizes);
   sizes[tensor->dim - 1] = last;
   return call_output_tensor(call, name, tensor->dim, sizes, dtype, data);
+}
+
+bool output_none(struct call *call, const char *name, lath_dtype dtype) {
+  const int64_t zero = 0;
+  void *data;
+  return call_output_tensor(call, name, 1, &zero, dtype, &data);
+}
+
+bool output_optional(struct call *call, bool wanted, const char *name, int64_t dim, const int64_t *sizes, lath_dtype dtype,
+                     void **data) {
+  return wanted ? call_output_tensor(call, name, dim, sizes, dtype, data) : output_none(call, name, dtype);
 }

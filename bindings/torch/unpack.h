@@ -67,6 +67,18 @@ bool unpack_optional_vector(struct call *call, int index, const char *name, cons
 /* The next output: shaped like `tensor` but for the last dimension. */
 bool output_like(struct call *call, const char *name, const struct tensor *tensor, int64_t last, lath_dtype dtype, void **data);
 
+/* A tensor of shape (0,) in the place of an output that is not wanted. */
+bool output_none(struct call *call, const char *name, lath_dtype dtype);
+
+/* The next output, if it is wanted; else output_none() and *data stays as it is. */
+bool output_optional(struct call *call, bool wanted, const char *name, int64_t dim, const int64_t *sizes, lath_dtype dtype,
+                     void **data);
+
+/* Gradients that a backward is asked for: the bits of its argument `mask`, in the order of its outputs. */
+enum { WANT_DX = 1, WANT_DV = 2, WANT_DU = 4, WANT_D_BIAS = 8, WANT_D_INNER_BIAS = 16, WANT_ALL = 31 };
+
+bool has_sizes(const struct tensor *tensor, int64_t dim, const int64_t *sizes);
+
 /* call_fail() with "got shape (2, 3), expected " and the formatted text. */
 __attribute__((format(printf, 3, 4))) bool fail_shape(struct call *call, const struct tensor *tensor, const char *format, ...);
 

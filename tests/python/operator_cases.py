@@ -43,15 +43,42 @@ def decay_backward_arguments(dtype: torch.dtype) -> list:
     return [torch.tensor(0.5, dtype=sums), v, u, wide_v @ wide_v.mT, wide_u.mT @ wide_u]
 
 
+# Two groups, all strides, paddings and extents different from each other.
+GROUPS, SIZES = 2, [2, 4, 3, 6, 7, 8, 3, 2]  # batch, channels, rank, channels, height, width, kernel
+GEOMETRY = [2, 1, 1, 2, 0, 1, 1, 2, GROUPS, True]
+
+
+def conv_operands(dtype: torch.dtype) -> list[Tensor]:
+    batch, n, r, m, height, width, kernel_h, kernel_w = SIZES
+    x = random(batch, n, height, width, dtype=dtype)
+    return [
+        x,
+        random(GROUPS * r, n // GROUPS, 1, kernel_w, dtype=dtype),
+        random(m, r, kernel_h, 1, dtype=dtype),
+        random(m, dtype=dtype),
+        random(GROUPS * r, dtype=dtype),
+    ]
+
+
+def conv_backward_arguments(dtype: torch.dtype) -> list:
+    x, v, u, bias, inner_bias = conv_operands(dtype)
+    y, p = torch.ops.lath.lowrank_conv2d_forward(x, v, u, bias, inner_bias, *GEOMETRY)
+    return [random(*y.shape, dtype=dtype, seed=1), x, v, u, inner_bias, p, *GEOMETRY, 31]
+
+
 # Name of the operator -> its arguments for a dtype.
 CASES: dict[str, Callable[[torch.dtype], list]] = {
     "linear": lambda d: [factors(d)[0], random(OUT, IN, dtype=d), random(OUT, dtype=d)],
     "lowrank_linear": lambda d: [*factors(d), random(OUT, dtype=d), random(RANK, dtype=d), 0],
     "lowrank_linear_forward": lambda d: [*factors(d), random(OUT, dtype=d), random(RANK, dtype=d), True, 0],
     "lowrank_linear_backward": backward_arguments,
+    "lowrank_conv2d": lambda d: [*conv_operands(d), *GEOMETRY],
+    "lowrank_conv2d_forward": lambda d: [*conv_operands(d), *GEOMETRY, True],
+    "lowrank_conv2d_backward": conv_backward_arguments,
     "frobenius_decay": lambda d: list(factors(d)[1:]),
     "frobenius_decay_backward": decay_backward_arguments,
     "lowrank_linear_plan": lambda d: [ROWS, IN, RANK, OUT, 0, False],
+    "lowrank_conv2d_plan": lambda d: [*SIZES, *GEOMETRY, False, 0, False],
     "cpu_isa": lambda d: [],
 }
 TENSOR_CASES = [

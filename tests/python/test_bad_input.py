@@ -74,7 +74,7 @@ def test_mixed_dtypes(name, index):
 @every_argument
 def test_wrong_number_of_dimensions(name, index):
     argument = CASES[name](torch.float32)[index]
-    scalar_is_wrong = argument_name(name, index) == "x"  # any other number of dimensions is right
+    scalar_is_wrong = argument_name(name, index) == "x" and argument.dim() != 4  # any other number of dimensions is right
     assert_refused(name, index, torch.tensor(1.0) if scalar_is_wrong else argument[None, None], "shape (")
 
 
@@ -82,7 +82,8 @@ def test_wrong_number_of_dimensions(name, index):
 def test_wrong_extent(name, index):
     argument = CASES[name](torch.float32)[index]
     any_width = name.startswith("frobenius") and argument_name(name, index) == "weight_v"
-    assert_refused(name, index, torch.cat([argument, argument], 0 if any_width else -1), "")
+    axis = 0 if any_width else 1 if argument.dim() == 4 else -1  # images may have any height and width
+    assert_refused(name, index, torch.cat([argument, argument], axis), "")
 
 
 @every_argument
@@ -112,7 +113,15 @@ def test_quantized_tensors(name, index):
 
 @pytest.mark.parametrize(
     ("name", "index"),
-    [("lowrank_linear", 1), ("lowrank_linear_forward", 1), ("lowrank_linear_backward", 2), ("frobenius_decay", 0)],
+    [
+        ("lowrank_linear", 1),
+        ("lowrank_linear_forward", 1),
+        ("lowrank_linear_backward", 2),
+        ("lowrank_conv2d", 1),
+        ("lowrank_conv2d_forward", 1),
+        ("lowrank_conv2d_backward", 2),
+        ("frobenius_decay", 0),
+    ],
 )
 def test_rank_zero(name, index):
     arguments = CASES[name](torch.float32)
@@ -135,6 +144,19 @@ def test_rank_zero(name, index):
         ("lowrank_linear_plan", 2, 0, "rank: got 0, expected at least 1"),
         ("lowrank_linear_plan", 3, -1, "out_features: got -1, expected at least 0"),
         ("lowrank_linear_plan", 4, 3, "association: got 3, expected 0 to 2"),
+        ("lowrank_conv2d", 5, 0, "stride_h: got 0, expected at least 1"),
+        ("lowrank_conv2d", 6, -1, "stride_w: got -1, expected at least 1"),
+        ("lowrank_conv2d", 7, -1, "pad_top: got -1, expected at least 0"),
+        ("lowrank_conv2d", 10, -3, "pad_right: got -3, expected at least 0"),
+        ("lowrank_conv2d_forward", 11, 0, "dilation_h: got 0, expected at least 1"),
+        ("lowrank_conv2d", 13, 0, "groups: got 0, expected at least 1"),
+        ("lowrank_conv2d_backward", 16, 32, "mask: got 32, expected 0 to 31"),
+        ("lowrank_conv2d_plan", 0, -1, "batch: got -1, expected at least 0"),
+        ("lowrank_conv2d_plan", 2, 0, "rank: got 0, expected at least 1"),
+        ("lowrank_conv2d_plan", 4, 0, "height: got 0, expected at least 1"),
+        ("lowrank_conv2d_plan", 7, 0, "kernel_w: got 0, expected at least 1"),
+        ("lowrank_conv2d_plan", 8, 0, "stride_h: got 0, expected at least 1"),
+        ("lowrank_conv2d_plan", 19, 3, "dtype: got 3, expected 0 to 2"),
     ],
 )
 def test_numbers_out_of_range(name, index, value, message):

@@ -68,14 +68,57 @@ def dense_weight(v, u):
     return torch.randn(u.shape[0], v.shape[1], dtype=v.dtype)
 
 
+def images(shape, dtype):
+    """A batch of images in every layout that a caller may bring."""
+    padded = torch.randn(*(n + 2 for n in shape), dtype=dtype)
+    plain = torch.randn(shape, dtype=dtype)
+    return {
+        "contiguous": plain,
+        "channels_last": plain.to(memory_format=torch.channels_last),
+        "sliced": padded[tuple(slice(1, n + 1) for n in shape)],
+        "sliced channels_last": padded.to(memory_format=torch.channels_last)[tuple(slice(1, n + 1) for n in shape)],
+        "transposed": torch.randn(*shape[:2], shape[3], shape[2], dtype=dtype).mT,
+        "batch inside": torch.randn(*shape[1:], shape[0], dtype=dtype).movedim(-1, 0),
+        "expanded": torch.randn(1, shape[1], 1, shape[3], dtype=dtype).expand(shape),
+    }
+
+
+def conv_samples():
+    """Tuples (x, v, u, bias, inner_bias, *geometry) that cover dtypes, layouts, sizes, forms and absent biases."""
+    pointwise = (1, 1, 0, 0, 0, 0, 1, 1, 1, False)
+    for dtype in DTYPES:
+        shapes = ((2, 4, 7, 8), (6, 2, 1, 2), (6, 3, 3, 1), (6,), (6,))
+        yield [*(torch.randn(n, dtype=dtype) for n in shapes), 2, 1, 1, 2, 0, 1, 1, 2, 2, True]
+    for x in images((2, 3, 5, 4), torch.float32).values():
+        yield [x, torch.randn(2, 3, 3, 2), torch.randn(4, 2, 1, 1), NONE, NONE, *pointwise]
+    v = torch.randn(2, 3, 3, 2).to(memory_format=torch.channels_last)
+    yield [torch.randn(1, 3, 3, 2), v, torch.randn(4, 2, 1, 1), torch.randn(4), NONE, *pointwise]
+    for x in ((0, 3, 5, 4), (2, 3, 1, 1), (1, 1, 1, 1), (3, 0, 2, 2), (1, 2, 1, 5)):
+        for out in (4, 0):
+            weights = torch.randn(2, x[1], 1, 1), torch.randn(out, 2, 1, 1)
+            for form in (torch.contiguous_format, torch.channels_last):
+                yield [torch.randn(x).to(memory_format=form), *weights, torch.randn(out), NONE, *pointwise]
+
+
+def conv_backward_samples():
+    for x, v, u, bias, inner_bias, *geometry in conv_samples():
+        y, p = ops.lowrank_conv2d_forward(x, v, u, bias, inner_bias, *geometry)
+        for mask, kept in ((31, p), (13, NONE), (2, p), (0, NONE)):
+            yield (torch.randn_like(y), x, v, u, inner_bias, kept.to(p.dtype), *geometry, mask)
+
+
 SAMPLES = {
     "linear": lambda: ((x, dense_weight(v, u), bias) for x, v, u, bias, _ in lowrank_samples()),
     "lowrank_linear": lambda: ((*args, association) for args in lowrank_samples() for association in range(3)),
     "lowrank_linear_forward": forward_samples,
     "lowrank_linear_backward": backward_samples,
+    "lowrank_conv2d": conv_samples,
+    "lowrank_conv2d_forward": lambda: ((*args, save) for args in conv_samples() for save in (True, False)),
+    "lowrank_conv2d_backward": conv_backward_samples,
     "frobenius_decay": lambda: ((v, u) for _, v, u, _, _ in lowrank_samples()),
     "frobenius_decay_backward": decay_backward_samples,
     "lowrank_linear_plan": lambda: [(64, 32, 8, 48), (1, 1, 1, 1, 2, True)],
+    "lowrank_conv2d_plan": lambda: [(2, 4, 3, 6, 7, 8, 3, 3, *(1,) * 8, 2, True, True, 2, True)],
     "cpu_isa": lambda: [()],
 }
 

@@ -299,18 +299,20 @@ def test_running_out_of_memory_is_an_error():
 
 
 def far_rows(t: Tensor) -> Tensor:
-    """The matrix with its rows more than 2^31 elements apart, in memory of which only the used pages exist."""
+    """The tensor, its parts along the first axis more than 2^31 elements apart, in memory of which only the used pages
+    exist.
+    """
     stride = 2**31 + 3
-    size = ((t.shape[0] - 1) * stride + t.shape[1]) * t.element_size()
+    size = ((t.shape[0] - 1) * stride + t[0].numel()) * t.element_size()
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
-    return torch.frombuffer(memory, dtype=t.dtype).as_strided(t.shape, (stride, 1)).copy_(t)
+    return torch.frombuffer(memory, dtype=t.dtype).as_strided(t.shape, (stride, *t.stride()[1:])).copy_(t)
 
 
 @every_dtype
 @every_operator
 def test_offsets_beyond_32_bits(name, dtype):
-    arguments = [a.flatten(0, -2) if isinstance(a, Tensor) and a.dim() > 2 else a for a in CASES[name](dtype)]
-    far = [far_rows(a) if isinstance(a, Tensor) and a.dim() == 2 else a for a in arguments]
+    arguments = [a.flatten(0, -2) if isinstance(a, Tensor) and a.dim() == 3 else a for a in CASES[name](dtype)]
+    far = [far_rows(a) if isinstance(a, Tensor) and a.dim() >= 2 else a for a in arguments]
     for expected, result in zip(call(name, arguments), call(name, far), strict=True):
         assert torch.equal(expected, result)
 

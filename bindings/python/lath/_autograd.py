@@ -16,11 +16,13 @@ import math
 import torch
 from torch import Tensor
 
-from . import _batching
+from . import _batching, _conv
 
 _linear = torch.ops.lath.linear.default
 _forward = torch.ops.lath.lowrank_linear_forward.default
 _backward = torch.ops.lath.lowrank_linear_backward.default
+_conv2d_forward = torch.ops.lath.lowrank_conv2d_forward.default
+_conv2d_backward = torch.ops.lath.lowrank_conv2d_backward.default
 _frobenius = torch.ops.lath.frobenius_decay.default
 _frobenius_backward = torch.ops.lath.frobenius_decay_backward.default
 
@@ -118,6 +120,67 @@ def _lowrank_grads(dy, x, weight_v, weight_u, inner_bias, needs):
     d_bias = dy.sum(0) if need_bias else None
     d_inner_bias = dp.sum(0) if need_inner_bias else None
     return dx, dv, du, d_bias, d_inner_bias
+
+
+def lowrank_conv2d(x, weight_v, weight_u, bias, inner_bias, save, geometry) -> Tensor:
+    """y, with gradients. Absent biases are tensors without elements."""
+    if _needs_setup_context():
+        return LowRankConv2dFunction.apply(x, weight_v, weight_u, bias, inner_bias, *geometry, save)[0]
+    return EagerLowRankConv2dFunction.apply(x, weight_v, weight_u, bias, inner_bias, save, geometry)
+
+
+def _conv_backward(ctx, dy):
+    """The gradients of the five tensors, None where not needed."""
+    x, weight_v, weight_u, inner_bias, p = ctx.saved_tensors
+    need_x, need_v, need_u, need_bias, need_inner_bias = needs = ctx.needs_input_grad[:5]
+    if dy.dtype is not x.dtype:
+        dy = dy.to(x.dtype)
+    if _differentiating_backward():
+        return _conv.composite_grads(dy, x, weight_v, weight_u, inner_bias, ctx.geometry, needs)
+    mask = need_x | need_v << 1 | need_u << 2 | need_bias << 3 | need_inner_bias << 4
+    grads = _conv2d_backward(dy, x, weight_v, weight_u, inner_bias, p, *ctx.geometry, mask)
+    return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
+
+
+class LowRankConv2dFunction(torch.autograd.Function):
+    """``(y, p) = apply(x, weight_v, weight_u, bias, inner_bias, *geometry, save)``; p is not differentiable."""
+
+    @staticmethod
+    def forward(x, weight_v, weight_u, bias, inner_bias, *numbers):
+        return _conv2d_forward(x, weight_v, weight_u, bias, inner_bias, *numbers)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight_v, weight_u, _, inner_bias, *geometry, _ = inputs
+        p = output[1]
+        ctx.geometry = _conv.Geometry(*geometry)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(p)
+        ctx.save_for_backward(x, weight_v, weight_u, inner_bias, p)
+
+    @staticmethod
+    def backward(ctx, dy, _):
+        return (*((None,) * 5 if dy is None else _conv_backward(ctx, dy)), *(None,) * 11)
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return _batching.lowrank_conv2d_forward(LowRankConv2dFunction.apply, info, in_dims, *args)
+
+
+class EagerLowRankConv2dFunction(torch.autograd.Function):
+    """``y = apply(x, weight_v, weight_u, bias, inner_bias, save, geometry)``."""
+
+    @staticmethod
+    def forward(ctx, x, weight_v, weight_u, bias, inner_bias, save, geometry):
+        y, p = _conv2d_forward(x, weight_v, weight_u, bias, inner_bias, *geometry, save)
+        ctx.geometry = geometry
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight_v, weight_u, inner_bias, p)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        return (*((None,) * 5 if dy is None else _conv_backward(ctx, dy)), None, None)
 
 
 class LinearFunction(torch.autograd.Function):

@@ -42,6 +42,30 @@ def lowrank_linear_forward(call, info, in_dims, x, *rest):
     return (y, p.reshape(x.shape[0], math.prod(x.shape[1:-1]), p.shape[-1])), (0, 0)
 
 
+def _fold(t: Tensor) -> Tensor:
+    """(vmap batch, batch, ...) as (product of both, ...)."""
+    return t.reshape(t.shape[0] * t.shape[1], *t.shape[2:])
+
+
+def lowrank_conv2d(call, info, in_dims, x, *rest):
+    """A batch of x alone is just more images."""
+    if in_dims[0] is None or any(dim is not None for dim in in_dims[1:]):
+        return loop(call, info, in_dims, x, *rest)
+    x = x.movedim(in_dims[0], 0)
+    return call(_fold(x), *rest).unflatten(0, x.shape[:2]), 0
+
+
+def lowrank_conv2d_forward(call, info, in_dims, x, *rest):
+    """The same, with the intermediate."""
+    if in_dims[0] is None or any(dim is not None for dim in in_dims[1:]):
+        return loop(call, info, in_dims, x, *rest)
+    x = x.movedim(in_dims[0], 0)
+    y, p = call(_fold(x), *rest)
+    if p.dim() == 1:  # not kept
+        return (y.unflatten(0, x.shape[:2]), p), (0, None)
+    return (y.unflatten(0, x.shape[:2]), p.unflatten(0, x.shape[:2])), (0, 0)
+
+
 def _register(name, rule):
     """The rule for a raw operator; without one torch falls back to a loop of its own and warns about it."""
     operator = getattr(torch.ops.lath, name).default
@@ -55,5 +79,8 @@ _register("linear", linear)
 _register("lowrank_linear", linear)
 _register("lowrank_linear_forward", lowrank_linear_forward)
 _register("lowrank_linear_backward", loop)
+_register("lowrank_conv2d", lowrank_conv2d)
+_register("lowrank_conv2d_forward", lowrank_conv2d_forward)
+_register("lowrank_conv2d_backward", loop)
 _register("frobenius_decay", loop)
 _register("frobenius_decay_backward", loop)

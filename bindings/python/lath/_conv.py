@@ -1,15 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Low-rank convolutions: the numbers that say how a window moves, and the same function in torch operators."""
+"""Low-rank convolutions: how a window moves, which route a call takes, and the same function in torch operators."""
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from .factor import CONV_MODES, merge_conv, merge_conv_bias
+from ._fake import check_conv_shapes
+from .factor import CONV_MODES, conv_break_even_rank, merge_conv, merge_conv_bias
+
+PLANNED = ("plain", "fused", "linear", "pair", "merged")  # enum lath_conv_kernel
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)  # enum lath_dtype
+
+_plan = torch.ops.lath.lowrank_conv2d_plan.default
+
+Pair = int | tuple[int, int]
 
 
 class Geometry(NamedTuple):
@@ -27,16 +35,10 @@ class Geometry(NamedTuple):
     separable: bool
 
 
-class Stage(NamedTuple):
-    """One of the two convolutions: the arguments of conv2d, and what has to be padded before it."""
-
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    pad: tuple[int, int, int, int] | None  # left, right, top, bottom, where the sides differ
+# ---- geometry -----------------------------------------------------------------------------------------------------
 
 
-def two(value: int | tuple[int, int], what: str) -> tuple[int, int]:
+def two(value: Pair, what: str) -> tuple[int, int]:
     """``value`` for both axes, vertical first.
 
     Raises:
@@ -55,7 +57,9 @@ def same_padding(kernel: int, dilation: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def geometry(kernel_size: tuple[int, int], stride, padding, dilation, groups: int, mode: str) -> Geometry:
+def geometry(
+    kernel_size: tuple[int, int], stride: Pair, padding: Pair | str, dilation: Pair, groups: int, mode: str
+) -> Geometry:
     """The numbers of a convolution from the arguments of ``torch.nn.functional.conv2d``.
 
     Raises:
@@ -68,76 +72,187 @@ def geometry(kernel_size: tuple[int, int], stride, padding, dilation, groups: in
     if padding == "same":
         if stride != (1, 1):
             raise ValueError(f"lath.lowrank_conv2d: padding 'same' needs stride 1, got {stride}")
-        rows, columns = (same_padding(k, d) for k, d in zip(kernel_size, dilation, strict=True))
+        rows, columns = same_padding(kernel_size[0], dilation[0]), same_padding(kernel_size[1], dilation[1])
     elif isinstance(padding, str):
         if padding != "valid":
             raise ValueError(f"lath.lowrank_conv2d: padding is {padding!r}, expected numbers, 'same' or 'valid'")
         rows = columns = (0, 0)
     else:
-        rows, columns = ((p, p) for p in two(padding, "padding"))
+        pad_h, pad_w = two(padding, "padding")
+        rows, columns = (pad_h, pad_h), (pad_w, pad_w)
     return Geometry(*stride, *rows, *columns, *dilation, groups, mode == "separable")
 
 
-def kernel_size(weight_v: Tensor, weight_u: Tensor, mode: str) -> tuple[int, int]:
-    """Of the dense convolution that the two multiply to."""
-    return (weight_u if mode == "separable" else weight_v).shape[2], weight_v.shape[3]
+def kernel_size(shape_v: torch.Size, shape_u: torch.Size, mode: str) -> tuple[int, int]:
+    """Of the dense convolution that two weights of four dimensions multiply to."""
+    return (shape_u if mode == "separable" else shape_v)[2], shape_v[3]
 
 
-@functools.lru_cache(maxsize=1024)
-def stages(g: Geometry) -> tuple[Stage, Stage]:
-    """The two convolutions: each axis belongs to the one that has its taps."""
-    rows = (g.stride_h, g.pad_top, g.pad_bottom, g.dilation_h)
-    columns = (g.stride_w, g.pad_left, g.pad_right, g.dilation_w)
-    still = (1, 0, 0, 1)
-    return (
-        (_stage(still, columns), _stage(rows, still)) if g.separable else (_stage(rows, columns), _stage(still, still))
-    )
+# ---- in torch operators -------------------------------------------------------------------------------------------
 
 
-def dense_stage(g: Geometry) -> Stage:
-    """The dense convolution."""
-    return stages(g._replace(separable=False))[0]
+class Stage(NamedTuple):
+    """One convolution: the arguments of conv2d, and what has to be padded before it."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    pad: tuple[int, int, int, int] | None  # left, right, top, bottom, where the sides differ
 
 
 def _stage(rows: tuple[int, int, int, int], columns: tuple[int, int, int, int]) -> Stage:
-    stride_h, top, bottom, dilation_h = rows
-    stride_w, left, right, dilation_w = columns
-    even = top == bottom and left == right
-    return Stage(
-        (stride_h, stride_w),
-        (top, left) if even else (0, 0),
-        (dilation_h, dilation_w),
-        None if even else (left, right, top, bottom),
-    )
+    (stride_h, top, bottom, dilation_h), (stride_w, left, right, dilation_w) = rows, columns
+    stride, dilation = (stride_h, stride_w), (dilation_h, dilation_w)
+    if top == bottom and left == right:
+        return Stage(stride, (top, left), dilation, None)
+    return Stage(stride, (0, 0), dilation, (left, right, top, bottom))
 
 
-def _run(x: Tensor, weight: Tensor, bias: Tensor | None, stage: Stage, groups: int) -> Tensor:
+def stages(g: Geometry, merged: bool = False) -> tuple[Stage, ...]:
+    """The two convolutions, each axis with the one that has its taps; of the dense one if ``merged``."""
+    rows = (g.stride_h, g.pad_top, g.pad_bottom, g.dilation_h)
+    columns = (g.stride_w, g.pad_left, g.pad_right, g.dilation_w)
+    still = (1, 0, 0, 1)
+    if merged:
+        return (_stage(rows, columns),)
+    if g.separable:
+        return _stage(still, columns), _stage(rows, still)
+    return _stage(rows, columns), _stage(still, still)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stage: Stage, groups: int) -> Tensor:
     if stage.pad is not None:
         x = pad(x, stage.pad)
     return conv2d(x, weight, bias, stage.stride, stage.padding, stage.dilation, groups)
 
 
-def pair(
-    x: Tensor, weight_v: Tensor, weight_u: Tensor, bias: Tensor | None, inner_bias: Tensor | None, g: Geometry
+def composite(
+    x: Tensor,
+    weight_v: Tensor,
+    weight_u: Tensor,
+    bias: Tensor | None,
+    inner_bias: Tensor | None,
+    stages: tuple[Stage, ...],
+    groups: int,
 ) -> Tensor:
-    """Two convolutions of torch."""
-    first, second = stages(g)
-    return _run(_run(x, weight_v, inner_bias, first, g.groups), weight_u, bias, second, g.groups)
-
-
-def can_merge(g: Geometry, inner_bias: bool) -> bool:
-    """Whether a dense convolution is the same function.
-
-    The rows of padding of a separable pair are zeros of the intermediate, which the inner bias is not added to.
-    """
-    return not (inner_bias and g.separable and (g.pad_top or g.pad_bottom))
-
-
-def merged(
-    x: Tensor, weight_v: Tensor, weight_u: Tensor, bias: Tensor | None, inner_bias: Tensor | None, g: Geometry
-) -> Tensor:
-    """One convolution of torch with the dense weight; see :func:`can_merge`."""
-    weight = merge_conv(weight_v, weight_u, g.groups)
+    """The function as two convolutions of torch, or as one with the dense weight, as there are stages."""
+    if len(stages) == 2:
+        p = _convolve(x, weight_v, inner_bias, stages[0], groups)
+        return _convolve(p, weight_u, bias, stages[1], groups)
     if inner_bias is not None:
-        bias = merge_conv_bias(weight_u, bias, inner_bias, g.groups)
-    return _run(x, weight, bias, dense_stage(g), g.groups)
+        bias = merge_conv_bias(weight_u, bias, inner_bias, groups)
+    return _convolve(x, merge_conv(weight_v, weight_u, groups), bias, stages[0], groups)
+
+
+def _convolve_back(dy: Tensor, x: Tensor, weight: Tensor, stage: Stage, groups: int, need_x: bool, need_weight: bool):
+    """The gradients of x and weight, in operators that autograd can follow."""
+    padded = x if stage.pad is None else pad(x, stage.pad)
+    needs = (need_x, need_weight, False)
+    numbers = (stage.stride, stage.padding, stage.dilation, False, (0, 0), groups)
+    dx, d_weight, _ = torch.ops.aten.convolution_backward(dy, padded, weight, None, *numbers, needs)
+    if need_x and stage.pad is not None:
+        dx = pad(dx, [-n for n in stage.pad])
+    return dx, d_weight
+
+
+def composite_grads(dy, x, weight_v, weight_u, inner_bias, g: Geometry, needs):
+    """The five gradients of the pair, None where not needed."""
+    need_x, need_v, need_u, need_bias, need_inner_bias = needs
+    first, second = stages(g)
+    p = _convolve(x, weight_v, inner_bias if inner_bias.numel() else None, first, g.groups)
+    dx = dv = du = d_inner_bias = None
+    need_p = need_x or need_v or need_inner_bias
+    if need_p or need_u:
+        dp, du = _convolve_back(dy, p, weight_u, second, g.groups, need_p, need_u)
+    if need_x or need_v:
+        dx, dv = _convolve_back(dp, x, weight_v, first, g.groups, need_x, need_v)
+    if need_inner_bias:
+        d_inner_bias = dp.sum((0, 2, 3))
+    return dx, dv, du, dy.sum((0, 2, 3)) if need_bias else None, d_inner_bias
+
+
+# ---- route --------------------------------------------------------------------------------------------------------
+
+
+class Route(NamedTuple):
+    """How a call is carried out: "fused" by lath's own operator, else by torch's in ``stages``."""
+
+    kernel: str
+    geometry: Geometry
+    save: bool  # in training, keeping the intermediate costs less than computing it again
+    stages: tuple[Stage, ...]
+
+
+def plan(sizes: tuple[int, ...], g: Geometry, channels_last: bool, dtype: torch.dtype, backward: bool):
+    """``(kernel, macs, dense_macs, save_intermediate)``; sizes are the first eight arguments of the operator."""
+    kernel, macs, dense_macs, save = _plan(*sizes, *g, channels_last, DTYPES.index(dtype), backward)
+    return PLANNED[kernel], macs, dense_macs, bool(save)
+
+
+def route(
+    kernel: str,
+    training: bool,
+    dtype: torch.dtype,
+    channels_last: bool,
+    shape_x: torch.Size,
+    shape_v: torch.Size,
+    shape_u: torch.Size,
+    inner_bias: bool,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+    mode: str,
+) -> Route:
+    """Check the shapes, and settle how the call is carried out. The same arguments always give the same route.
+
+    Raises:
+        RuntimeError: shapes that do not fit, in the words of the operator.
+        TypeError, ValueError: as :func:`geometry`, and "merged" where no dense convolution is the same function.
+    """
+    size = kernel_size(shape_v, shape_u, mode) if len(shape_v) == len(shape_u) == 4 else (1, 1)  # refused below
+    g = geometry(size, stride, padding, dilation, groups, mode)
+    check_conv_shapes("lowrank_conv2d", shape_x, shape_v, shape_u, *g)
+    planned, save = "fused", False
+    if dtype in DTYPES:  # the operator is about to refuse others
+        sizes = (*shape_x[:2], shape_v[0] // groups, shape_u[0], *shape_x[2:], *size)
+        planned, _, _, save = plan(sizes, g, channels_last, dtype, training)
+    if planned == "plain":
+        planned = "merged" if _dense_pays(shape_v, shape_u, size, g) else "pair"
+    return _settle(kernel, planned, inner_bias, g, save)
+
+
+def traced_route(
+    kernel: str, _training, dtype, _channels_last, _shape_x, shape_v, shape_u, inner_bias, *geometry_arguments
+) -> Route:
+    """The same while a graph is traced: sizes of images may be symbolic, so the rank alone decides.
+
+    The shape functions of the operators check the shapes.
+    """
+    size = kernel_size(shape_v, shape_u, geometry_arguments[-1])
+    g = geometry(size, *geometry_arguments)
+    planned = "pair" if dtype == torch.float64 else "fused"
+    if _dense_pays(shape_v, shape_u, size, g):
+        planned = "merged"
+    return _settle(kernel, planned, inner_bias, g, True)
+
+
+def _dense_pays(shape_v: torch.Size, shape_u: torch.Size, size: tuple[int, int], g: Geometry) -> bool:
+    channels = shape_v[1] * g.groups, shape_u[0]
+    mode = CONV_MODES[not g.separable]
+    return shape_u[1] > conv_break_even_rank(*channels, size, mode, g.groups, (g.stride_h, g.stride_w))
+
+
+def _settle(kernel: str, planned: str, inner_bias: bool, g: Geometry, save: bool) -> Route:
+    # The rows of padding of a separable pair are zeros of the intermediate, which no inner bias is added to.
+    border = inner_bias and g.separable and (g.pad_top or g.pad_bottom)
+    if kernel == "merged" and border:
+        raise ValueError(
+            "lath.lowrank_conv2d: kernel is 'merged', but no dense convolution has the border effect of an inner bias "
+            "with rows of padding in a separable pair; expected 'auto', 'fused' or 'pair'"
+        )
+    if kernel == "auto":
+        kernel = "pair" if planned == "merged" and border else planned
+    if kernel not in ("pair", "merged"):
+        return Route("fused", g, save, ())
+    return Route(kernel, g, save, stages(g, kernel == "merged"))

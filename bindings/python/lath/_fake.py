@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -132,6 +133,106 @@ def _(dy, x, weight_v, weight_u, inner_bias, p, mask=31, association=0):
     (rank, in_features), out_features = weight_v.shape, weight_u.shape[0]
     shapes = (x.shape, (rank, in_features), (out_features, rank), (out_features,), (rank,))
     return tuple(x.new_empty(shape if mask >> bit & 1 else (0,)) for bit, shape in enumerate(shapes))
+
+
+def check_conv_shapes(operator, x, v, u, *geometry) -> tuple:
+    """Check the shapes of a convolution, given as sizes: height of p, height and width of y."""
+    stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w, groups, separable = geometry
+    names = ("stride_h", "stride_w", "pad_top", "pad_bottom", "pad_left", "pad_right", "dilation_h", "dilation_w")
+    for name, value in zip((*names, "groups"), geometry[:9], strict=True):
+        low = 0 if name.startswith("pad") else 1
+        _expect(value >= low, operator, name, lambda v=value, low=low: f"got {v}, expected at least {low}")
+
+    def expect(condition, name: str, shape, expected: Callable[[], str]) -> None:
+        _expect(condition, operator, name, lambda: f"got shape {tuple(shape)}, expected {expected()}")
+
+    expect(len(x) == 4, "x", x, lambda: "(batch, in_channels, height, width)")
+    expect(x[2] > 0, "x", x, lambda: "images of at least one pixel")
+    expect(x[3] > 0, "x", x, lambda: "images of at least one pixel")
+    expect(x[1] % groups == 0, "x", x, lambda: f"channels that are a multiple of groups, {groups}")
+    for name, shape in (("weight_v", v), ("weight_u", u)):
+        expect(len(shape) == 4, name, shape, lambda: "4 dimensions")
+        expect(shape[2] > 0 and shape[3] > 0, name, shape, lambda: "at least one tap")
+    _expect(v[0] > 0, operator, "weight_v", lambda: "got rank 0, expected at least 1")
+    expect(
+        v[0] % groups == 0 and v[1] * groups == x[1] and (not separable or v[2] == 1),
+        "weight_v",
+        v,
+        lambda: (
+            f"({groups} * rank, {x[1] // groups}, {'1' if separable else 'kernel_h'}, kernel_w) to match "
+            f"{x[1]} channels of x in {groups} groups"
+        ),
+    )
+    expect(
+        u[0] % groups == 0 and u[1] == v[0] // groups and (separable or u[2] == 1) and u[3] == 1,
+        "weight_u",
+        u,
+        lambda: (
+            f"(out_channels, {v[0] // groups}, {'kernel_h' if separable else '1'}, 1) to match the rank of "
+            f"weight_v, out_channels a multiple of {groups} groups"
+        ),
+    )
+    kernel_h, kernel_w = (u if separable else v)[2], v[3]
+    reach_h, reach_w = (kernel_h - 1) * dilation_h + 1, (kernel_w - 1) * dilation_w + 1
+    for extent, reach in ((x[2] + top + bottom, reach_h), (x[3] + left + right, reach_w)):
+        expect(
+            extent >= reach,
+            "x",
+            x,
+            lambda: (
+                f"at least {reach_h} x {reach_w} pixels with padding ({top}, {bottom}, {left}, {right}), the reach "
+                f"of a {kernel_h} x {kernel_w} kernel"
+            ),
+        )
+    height = (x[2] + top + bottom - reach_h) // stride_h + 1
+    return x[2] if separable else height, height, (x[3] + left + right - reach_w) // stride_w + 1
+
+
+def _check_conv(operator, x, weight_v, weight_u, inner_bias, geometry) -> tuple:
+    """The shapes of y and p."""
+    _check_dtypes(operator, "x", x, weight_v=weight_v, weight_u=weight_u)
+    p_height, height, width = check_conv_shapes(operator, x.shape, weight_v.shape, weight_u.shape, *geometry)
+    _check_bias(operator, "inner_bias", inner_bias, weight_v.shape[0], x)
+    batch, ranks, out = x.shape[0], weight_v.shape[0], weight_u.shape[0]
+    return (batch, out, height, width), (batch, ranks, p_height, width)
+
+
+def _images(x: Tensor, shape) -> Tensor:
+    """An output in the memory format of x."""
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=suggest_memory_format(x))
+
+
+@torch.library.register_fake("lath::lowrank_conv2d")
+def _(x, weight_v, weight_u, bias, inner_bias, *geometry):
+    y, _ = _check_conv("lowrank_conv2d", x, weight_v, weight_u, inner_bias, geometry)
+    _check_bias("lowrank_conv2d", "bias", bias, weight_u.shape[0], x)
+    return _images(x, y)
+
+
+@torch.library.register_fake("lath::lowrank_conv2d_forward")
+def _(x, weight_v, weight_u, bias, inner_bias, *numbers):
+    geometry, save = numbers[:10], all(numbers[10:])
+    y, p = _check_conv("lowrank_conv2d_forward", x, weight_v, weight_u, inner_bias, geometry)
+    _check_bias("lowrank_conv2d_forward", "bias", bias, weight_u.shape[0], x)
+    return _images(x, y), x.new_empty(p if save else (0,), dtype=_sum_dtype(x))
+
+
+@torch.library.register_fake("lath::lowrank_conv2d_backward")
+def _(dy, x, weight_v, weight_u, inner_bias, p, *numbers):
+    name = "lowrank_conv2d_backward"
+    geometry, mask = numbers[:10], (*numbers[10:], 31)[0]
+    y, _ = _check_conv(name, x, weight_v, weight_u, inner_bias, geometry)
+    _check_dtypes(name, "x", x, dy=dy)
+    _expect(
+        dy.dim() == 4 and all(n == m for n, m in zip(dy.shape, y, strict=True)),
+        name,
+        "dy",
+        lambda: f"got shape {tuple(dy.shape)}, expected {y}, the shape of the output",
+    )
+    _expect(0 <= mask <= 31, name, "mask", lambda: f"got {mask}, expected 0 to 31")
+    shapes = (weight_v.shape, weight_u.shape, weight_u.shape[:1], weight_v.shape[:1])
+    dx = _images(x, x.shape) if mask & 1 else x.new_empty(0)
+    return dx, *(x.new_empty(shape if mask >> bit & 1 else (0,)) for bit, shape in enumerate(shapes, 1))
 
 
 @torch.library.register_fake("lath::frobenius_decay")

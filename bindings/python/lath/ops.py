@@ -28,9 +28,19 @@ from torch import Tensor
 
 from . import _autograd, _conv
 from ._load import ISA_NAMES
-from .factor import break_even_rank, conv_break_even_rank
+from .factor import break_even_rank
 
-__all__ = ["Plan", "cpu_isa", "frobenius_decay", "linear", "lowrank_conv2d", "lowrank_linear", "lowrank_linear_plan"]
+__all__ = [
+    "ConvPlan",
+    "Plan",
+    "cpu_isa",
+    "frobenius_decay",
+    "linear",
+    "lowrank_conv2d",
+    "lowrank_conv2d_plan",
+    "lowrank_linear",
+    "lowrank_linear_plan",
+]
 
 ASSOCIATIONS = ("auto", "factored", "merged")  # enum lath_association
 KERNELS = ("plain", "rows", "tiles", "merged")  # enum lath_lowrank_kernel
@@ -41,6 +51,7 @@ _ASSOCIATION_CODE = {name: code for code, name in enumerate(ASSOCIATIONS)}
 # Looked up once: the overload objects skip the overload resolution of torch.ops.lath.<name>.
 _linear = torch.ops.lath.linear.default
 _lowrank_linear = torch.ops.lath.lowrank_linear.default
+_lowrank_conv2d = torch.ops.lath.lowrank_conv2d.default
 _lowrank_linear_plan = torch.ops.lath.lowrank_linear_plan.default
 
 # Inside torch.vmap a tensor hides whether the one it wraps requires a gradient, so there the answer is yes.
@@ -63,6 +74,24 @@ class Plan:
     """
 
     association: str
+    kernel: str
+    macs: int
+    dense_macs: int
+    save_intermediate: bool
+
+
+@dataclass(frozen=True)
+class ConvPlan:
+    """How a call of a low-rank convolution is carried out.
+
+    Attributes:
+        kernel: "plain", "fused" or "linear", lath's own; "pair", two convolutions of torch; or "merged", one of torch
+            with the dense weight.
+        macs: multiply-adds of the call.
+        dense_macs: multiply-adds of the dense convolution.
+        save_intermediate: in training, keeping the intermediate costs less time than computing it again.
+    """
+
     kernel: str
     macs: int
     dense_macs: int
@@ -169,19 +198,51 @@ def lowrank_conv2d(
     """
     if kernel not in CONV_KERNELS:
         raise ValueError(f"lath.lowrank_conv2d: kernel is {kernel!r}, expected one of {CONV_KERNELS}")
-    size = _conv.kernel_size(weight_v, weight_u, mode)
-    g = _conv.geometry(size, stride, padding, dilation, groups, mode)
-    can_merge = _conv.can_merge(g, inner_bias is not None)
-    if kernel == "merged" and not can_merge:
-        raise ValueError(
-            "lath.lowrank_conv2d: kernel 'merged' cannot express an inner bias with rows of padding, expected 'pair'"
+    if not isinstance(x, Tensor):
+        raise TypeError(f"lath.lowrank_conv2d: x is {type(x).__name__}, expected torch.Tensor")
+    if x.dim() == 3:
+        numbers = (stride, padding, dilation, groups, mode, kernel)
+        return lowrank_conv2d(x.unsqueeze(0), weight_v, weight_u, bias, inner_bias, *numbers).squeeze(0)
+    if _autocasts(x):
+        x, weight_v, weight_u, bias, inner_bias = _autocast("lowrank_conv2d", x, weight_v, weight_u, bias, inner_bias)
+    training = _in_functorch() or (
+        torch.is_grad_enabled()
+        and (
+            weight_v.requires_grad
+            or x.requires_grad
+            or weight_u.requires_grad
+            or (bias is not None and bias.requires_grad)
+            or (inner_bias is not None and inner_bias.requires_grad)
         )
-    if kernel == "auto" and can_merge:
-        channels = weight_v.shape[1] * groups, weight_u.shape[0]
-        break_even = conv_break_even_rank(*channels, size, mode, groups, (g.stride_h, g.stride_w))
-        kernel = "merged" if weight_u.shape[1] > break_even else "pair"
-    run = _conv.merged if kernel == "merged" else _conv.pair
-    return run(x, weight_v, weight_u, bias, inner_bias, g)
+    )
+    taken = _conv_route(
+        kernel,
+        training,
+        x.dtype,
+        x.dim() == 4 and x.layout is torch.strided and x.stride(1) == 1,
+        x.shape,
+        weight_v.shape,
+        weight_u.shape,
+        inner_bias is not None,
+        stride,
+        padding,
+        dilation,
+        groups,
+        mode,
+    )
+    if taken.stages:
+        return _conv.composite(x, weight_v, weight_u, bias, inner_bias, taken.stages, groups)
+    g = taken.geometry
+    if _forward_ad._current_level >= 0 or _in_traced_functorch():
+        return _conv.composite(x, weight_v, weight_u, bias, inner_bias, _conv.stages(g), groups)
+    if bias is None:
+        bias = _absent(x)
+    if inner_bias is None:
+        inner_bias = _absent(x)
+    if training:
+        save = taken.save and weight_u.requires_grad
+        return _autograd.lowrank_conv2d(x, weight_v, weight_u, bias, inner_bias, save, g)
+    return _lowrank_conv2d(x, weight_v, weight_u, bias, inner_bias, *g)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -250,6 +311,38 @@ def lowrank_linear_plan(
     return _cached_plan(rows, in_features, rank, out_features, code, backward)
 
 
+def lowrank_conv2d_plan(
+    batch: int,
+    in_channels: int,
+    rank: int,
+    out_channels: int,
+    height: int,
+    width: int,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    mode: str = "separable",
+    channels_last: bool = False,
+    dtype: torch.dtype = torch.float32,
+    backward: bool = False,
+) -> ConvPlan:
+    """What the planner says about a convolution: arithmetic on the extents, without touching a tensor.
+
+    Raises:
+        RuntimeError: an impossible extent, or a product of extents that overflows.
+        TypeError: kernel_size, stride, padding or dilation is neither an int nor two of them.
+        ValueError: an unknown mode, padding or dtype.
+    """
+    if dtype not in _conv.DTYPES:
+        raise ValueError(f"lath.lowrank_conv2d_plan: dtype is {dtype}, expected one of {_conv.DTYPES}")
+    size = _conv.two(kernel_size, "kernel_size")
+    g = _conv.geometry(size, stride, padding, dilation, groups, mode)
+    sizes = (batch, in_channels, rank, out_channels, height, width, *size)
+    return ConvPlan(*_conv.plan(sizes, g, channels_last, dtype, backward))
+
+
 def cpu_isa() -> str:
     """The instruction set that the kernels use: "generic", "avx2" or "avx512"."""
     return ISA_NAMES[torch.ops.lath.cpu_isa()]
@@ -259,6 +352,20 @@ def cpu_isa() -> str:
 def _cached_plan(rows: int, in_features: int, rank: int, out_features: int, code: int, backward: bool) -> Plan:
     taken, kernel, macs, dense_macs, save = _lowrank_linear_plan(rows, in_features, rank, out_features, code, backward)
     return Plan(ASSOCIATIONS[taken], KERNELS[kernel], macs, dense_macs, bool(save))
+
+
+_cached_conv_route = functools.lru_cache(maxsize=4096)(_conv.route)
+
+
+def _conv_route(*arguments) -> _conv.Route:
+    """The route of a call, looked up once for every set of sizes."""
+    if torch.compiler.is_compiling():
+        return _conv.traced_route(*arguments)
+    try:
+        return _cached_conv_route(*arguments)
+    except TypeError:  # a list among the numbers, or a symbolic size
+        symbolic = any(type(n) is not int for n in arguments[4])
+        return (_conv.traced_route if symbolic else _conv.route)(*arguments)
 
 
 def _training_plan(x: Tensor, weight_v: Tensor, weight_u: Tensor, code: int) -> tuple[bool, int]:

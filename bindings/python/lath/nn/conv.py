@@ -209,7 +209,9 @@ class LowRankConv2d(Factored):
             y = self._forward_frozen(x)
             if y is not None:
                 return y
-        x, padding = self._pad(x)
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x, padding = self._pad(x)
         return lowrank_conv2d(x, *self._operands(), self.stride, padding, self.dilation, self.groups, self.mode)
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
