@@ -74,7 +74,8 @@ def test_mixed_dtypes(name, index):
 @every_argument
 def test_wrong_number_of_dimensions(name, index):
     argument = CASES[name](torch.float32)[index]
-    scalar_is_wrong = argument_name(name, index) == "x" and argument.dim() != 4  # any other number of dimensions is right
+    # An x of rows may have any other number of dimensions.
+    scalar_is_wrong = argument_name(name, index) == "x" and argument.dim() != 4
     assert_refused(name, index, torch.tensor(1.0) if scalar_is_wrong else argument[None, None], "shape (")
 
 

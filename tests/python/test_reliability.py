@@ -299,9 +299,7 @@ def test_running_out_of_memory_is_an_error():
 
 
 def far_rows(t: Tensor) -> Tensor:
-    """The tensor, its parts along the first axis more than 2^31 elements apart, in memory of which only the used pages
-    exist.
-    """
+    """The tensor with its rows more than 2^31 elements apart, in memory of which only the used pages exist."""
     stride = 2**31 + 3
     size = ((t.shape[0] - 1) * stride + t[0].numel()) * t.element_size()
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
