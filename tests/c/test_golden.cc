@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// test_golden.cc - checksums of cases G1 (low-rank linear) and G6 (Frobenius decay), computed once by an independent
-// float64 program. Checksums of a flattened tensor t: sum t, sum t_k ((k mod 7) - 3), sum t^2.
+// test_golden.cc - checksums of cases G1 (low-rank linear), G2, G3 (low-rank convolution) and G6 (Frobenius decay), computed
+// once by an independent float64 program. Checksums of a flattened tensor t: sum t, sum t_k ((k mod 7) - 3), sum t^2.
 
 #include <cmath>
 
-#include "cases.h"
+#include "conv_cases.h"
 
 namespace lath_test {
 namespace {
@@ -14,9 +14,8 @@ struct Checksums {
   double sum, weighted, squares;
 };
 
-Checksums ChecksumsOf(const Operand &operand) {
+Checksums ChecksumsOf(const Values &values) {
   Checksums result = {0, 0, 0};
-  const Values values = operand.Read();
   for (size_t k = 0; k < values.size(); ++k) {
     result.sum += values[k];
     result.weighted += values[k] * (static_cast<double>(k % 7) - 3);
@@ -27,12 +26,15 @@ Checksums ChecksumsOf(const Operand &operand) {
 
 double Tolerance(lath_dtype dtype) { return dtype == LATH_F64 ? 1e-9 : 1e-5; }
 
-void ExpectGolden(const Operand &operand, const Checksums &want) {
-  const Checksums got = ChecksumsOf(operand);
-  const double tolerance = Tolerance(operand.dtype());
+void ExpectGolden(const Values &values, const Checksums &want, double tolerance) {
+  const Checksums got = ChecksumsOf(values);
   EXPECT_NEAR(got.sum, want.sum, tolerance * std::fabs(want.sum));
   EXPECT_NEAR(got.weighted, want.weighted, tolerance * std::fabs(want.weighted));
   EXPECT_NEAR(got.squares, want.squares, tolerance * want.squares);
+}
+
+void ExpectGolden(const Operand &operand, const Checksums &want) {
+  ExpectGolden(operand.Read(), want, Tolerance(operand.dtype()));
 }
 
 TEST(GoldenGenerator, StartsWithTheDocumentedNumbers) {
@@ -60,6 +62,43 @@ TEST_P(Golden, G1LowrankLinear) {
       ExpectGolden(backward.du, {0.867622962363, 7.95126052133, 18.727296559});
       ExpectGolden(backward.d_inner_bias, {-3.0563908127, 7.63346021596, 10.2400418322});
     }
+  }
+}
+
+TEST_P(Golden, G2LowrankConvolution) {
+  const ConvShape shape = ConvShape().Batch(2).Channels(3, 2, 5).Image(7, 8).Kernel(3, 3).Stride(2, 2).Pad(1);
+  for (const lath_dtype dtype : {LATH_F64, LATH_F32}) {
+    // x, v, u and dy are seeds 11, 12, 13 and 16.
+    const ConvInputs inputs(dtype, shape, false, false, Numbers::kUniform, 11);
+    ExpectGolden(OracleOf(inputs).W(), {-1.51817794704, 7.9822346875, 28.3496164934}, Tolerance(dtype));
+    CallOptions options;
+    options.ref = ref();
+    const ForwardRun forward = RunForward(inputs, options);
+    ASSERT_EQ(forward.status, LATH_OK);
+    ExpectGolden(forward.y, {-2.24674906973, 2.32092804534, 194.637728343});
+    const BackwardRun backward = RunBackward(inputs, options);
+    ASSERT_EQ(backward.status, LATH_OK);
+    ExpectGolden(backward.dx, {16.482011876, 65.3533709458, 318.802814772});
+    ExpectGolden(backward.dv, {16.7932486463, 10.2130275701, 332.181806571});
+    ExpectGolden(backward.du, {1.25693642073, -8.28244409438, 106.231388391});
+  }
+}
+
+TEST_P(Golden, G3LowrankConvolutionWithBiases) {
+  const ConvShape shape = ConvShape().Batch(2).Channels(3, 3, 4).Image(6, 5).Kernel(3, 3).Dilation(2, 2).Pad(2);
+  for (const lath_dtype dtype : {LATH_F64, LATH_F32}) {
+    // As G2; the inner bias and the bias are seeds 14 and 15.
+    const ConvInputs inputs(dtype, shape, true, true, Numbers::kUniform, 11);
+    CallOptions options;
+    options.ref = ref();
+    const ForwardRun forward = RunForward(inputs, options);
+    ASSERT_EQ(forward.status, LATH_OK);
+    ExpectGolden(forward.y, {18.257688624, -40.8444584218, 340.519023816});
+    const BackwardRun backward = RunBackward(inputs, options);
+    ASSERT_EQ(backward.status, LATH_OK);
+    ExpectGolden(backward.dx, {17.5947717924, 38.0154216604, 258.682957096});
+    ExpectGolden(backward.d_inner_bias, {-12.5886439579, 21.8666729926, 446.482837081});
+    ExpectGolden(backward.d_bias, {-24.4848131048, 42.658101141, 172.012087138});
   }
 }
 
