@@ -125,6 +125,27 @@ void lath_spread_columns(const struct lath_kernels *kernels, const struct lath_c
   }
 }
 
+void lath_load_images(const struct lath_kernels *kernels, lath_dtype dtype, const struct lath_images *images,
+                      const struct lath_part *part, int64_t count, const struct lath_columns *columns, float *planes,
+                      const struct lath_copies *to) {
+  struct lath_part one = *part;
+  struct lath_copies place = *to;
+  for (; one.n < part->n + count; one.n++, place.data += columns->out) {
+    const struct lath_planes read = lath_read_planes(kernels, dtype, images, &one, planes);
+    lath_spread_columns(kernels, columns, &read, part->channels, part->rows, &place);
+  }
+}
+
+void lath_zero_slots(float *planes, int64_t count, int64_t plane, int64_t pitch, int64_t slot, int64_t slots) {
+  if (slots <= 0) return;
+  for (int64_t k = 0; k < count; k++) memset(planes + k * plane + slot * pitch, 0, (size_t)(slots * pitch) * sizeof *planes);
+}
+
+int64_t lath_plane_size(int64_t floats) {
+  const int64_t line = LATH_CACHE_LINE / (int64_t)sizeof(float), lines = (floats + line - 1) / line;
+  return (lines + !(lines & 1)) * line;
+}
+
 void lath_gather_columns(const struct lath_kernels *kernels, const struct lath_columns *columns, const struct lath_copies *from,
                          int64_t channels, int64_t rows, float *planes, int64_t s_c, int64_t s_h) {
   for (int64_t c = 0; c < channels; c++) {

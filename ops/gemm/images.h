@@ -50,6 +50,18 @@ struct lath_copies {
   int64_t s_c, s_tap, s_h;
 };
 
+/* `count` images from part->n on, side by side: for each of them the part is read and spread, columns->out floats after the one
+ * before. `planes`: room for lath_planes_copy. */
+void lath_load_images(const struct lath_kernels *kernels, lath_dtype dtype, const struct lath_images *images,
+                      const struct lath_part *part, int64_t count, const struct lath_columns *columns, float *planes,
+                      const struct lath_copies *to);
+
+/* Zeroes slots [slot, slot + slots) of `count` planes. */
+void lath_zero_slots(float *planes, int64_t count, int64_t plane, int64_t pitch, int64_t slot, int64_t slots);
+
+/* An odd number of cache lines that holds `floats`: planes a power of two apart would compete for the same lines of L1. */
+int64_t lath_plane_size(int64_t floats);
+
 /* One copy of the rows per horizontal tap. */
 void lath_spread_columns(const struct lath_kernels *kernels, const struct lath_columns *columns,
                          const struct lath_planes *planes, int64_t channels, int64_t rows, const struct lath_copies *to);

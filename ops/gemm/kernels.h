@@ -70,7 +70,8 @@ struct lath_kernels {
   void (*add_to_rows)(int64_t rows, int64_t from, int64_t to, const float *src, int64_t s_src, float *dst, int64_t s_dst,
                       int64_t step);
 
-  void (*add_rows)(int64_t m, int64_t n, const float *a, int64_t s_a, float *sum); /* sum[j] += a[0][j] + a[1][j] + ... */
+  void (*add_rows)(int64_t m, int64_t n, const float *a, int64_t s_a, float *sum);    /* sum[j] += a[0][j] + a[1][j] + ... */
+  void (*add_columns)(int64_t m, int64_t n, const float *a, int64_t s_a, float *sum); /* sum[i] += a[i][0] + a[i][1] + ... */
 };
 
 extern const struct lath_kernels lath_kernels_generic;

@@ -29,6 +29,9 @@ struct lath_conv_shape {
 /* Checks the extents as lath_lowrank_conv2d_sizes does. */
 lath_status lath_conv_shape(const struct lath_lowrank_conv2d *args, struct lath_conv_shape *shape);
 
+/* Whether the plain loops carry out the call: F64, and sums over nothing. */
+int lath_conv_is_plain(const struct lath_lowrank_conv2d *args);
+
 /* A 1 x 1 convolution that meets every pixel once. */
 int lath_conv_is_1x1(const struct lath_lowrank_conv2d *args);
 

@@ -59,6 +59,8 @@ lath_status lath_conv_shape(const struct lath_lowrank_conv2d *a, struct lath_con
   return check_sizes(a, s);
 }
 
+int lath_conv_is_plain(const struct lath_lowrank_conv2d *a) { return a->dtype == LATH_F64 || a->in == 0 || a->rank == 0; }
+
 int lath_conv_is_1x1(const struct lath_lowrank_conv2d *a) {
   return a->kernel_h == 1 && a->kernel_w == 1 && a->stride_h == 1 && a->stride_w == 1 && a->pad_top == 0 &&
          a->pad_bottom == 0 && a->pad_left == 0 && a->pad_right == 0;

@@ -12,17 +12,18 @@
 #include "core/host.h"
 #include "gemm/gemm.h"
 #include "gemm/images.h"
+#include "lowrank/conv_forward.h"
 #include "lowrank/conv_slots.h"
+#include "lowrank/conv_strips.h"
 
-#define STRIP_PIXELS 256   /* copies of a block of channels, z and y of a strip stay in L2 */
-#define BLOCK_K 96         /* taps of a block of channels: what their copies give to one product stays in L1 */
-#define BLOCK_CHANNELS 256 /* of an image that is read in place */
-#define FEW_PIXELS 64      /* smaller images are put side by side */
+#define BLOCK_K 96 /* taps of a block of channels: what their copies give to one product stays in L1 */
 
 struct forward {
   const struct lath_lowrank_conv2d *a;
   const struct lath_kernels *kernels;
   struct lath_conv_shape s;
+  float *p;                           /* where z is kept, or NULL */
+  int only_first;                     /* stage: y is not computed */
   int64_t workers, images, bands;     /* images side by side in a unit; units per image */
   int in_place;                       /* no copies: see reads_in_place */
   int64_t block;                      /* channels whose copies are made at a time */
@@ -40,22 +41,7 @@ struct forward {
   int64_t copies_size, z_size, planes_size, y_size, scratch_size;
 };
 
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 /* ---- sizes --------------------------------------------------------------------------------------------------------------------------- */
-
-/* An odd number of cache lines: planes a power of two apart would compete for the same lines of L1. */
-static int64_t plane_size(int64_t slots, int64_t pitch) {
-  const int64_t lines = ceil_div(slots * pitch, 16);
-  return (lines + !(lines & 1)) * 16;
-}
-
-static int64_t images_side_by_side(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
-  const int64_t pixels = s->out_height * s->width;
-  return pixels >= FEW_PIXELS ? 1 : larger(1, smaller(a->batch, ceil_div(STRIP_PIXELS, larger(pixels, 1))));
-}
 
 /* Images whose pixels a 1 x 1 convolution reads as they lie. */
 static int reads_in_place(const struct forward *f) {
@@ -70,16 +56,11 @@ static int writes_in_place(const struct forward *f) {
 static void set_strips(struct forward *f, const struct lath_host *host, int64_t macs) {
   const struct lath_lowrank_conv2d *a = f->a;
   f->workers = lath_host_workers(host, macs);
-  f->images = smaller(images_side_by_side(a, &f->s), larger(1, ceil_div(a->batch, f->workers)));
-  const int64_t units = ceil_div(a->batch, f->images);
-  f->bands = units % f->workers == 0 || units >= 4 * f->workers ? 1 : smaller(f->s.out_height, 4 * f->workers);
+  f->images = lath_smaller(lath_images_side_by_side(a->batch, f->s.out_height * f->s.width),
+                           lath_larger(1, lath_ceil_div(a->batch, f->workers)));
+  const int64_t units = lath_ceil_div(a->batch, f->images);
+  f->bands = units % f->workers == 0 || units >= 4 * f->workers ? 1 : lath_smaller(f->s.out_height, 4 * f->workers);
   f->pitch = f->images * f->s.width;
-}
-
-static int64_t strip_rows(const struct forward *f) {
-  const int64_t band = ceil_div(f->s.out_height, f->bands);
-  const int64_t strips = ceil_div(band * f->pitch, STRIP_PIXELS);
-  return ceil_div(band, smaller(strips, band));
 }
 
 static void take_lists(struct forward *f, struct lath_arena *arena, int64_t rows) {
@@ -90,14 +71,11 @@ static void take_lists(struct forward *f, struct lath_arena *arena, int64_t rows
   f->z_rows = lath_take_integers(arena, f->s.rank * f->s.second.taps);
 }
 
-/* Rows this far apart compete for the same lines of L1. */
-static int rows_collide(int64_t length) { return length % 512 == 0; }
-
 /* v is read along its rows, as it lies unless its type or its row length forbids it. */
 static void take_weights(struct forward *f, struct lath_arena *arena) {
   const struct lath_lowrank_conv2d *a = f->a;
   const int64_t length = f->s.in * f->s.first.taps * a->kernel_w;
-  f->s_v = length + (rows_collide(length) ? 16 : 0);
+  f->s_v = lath_row_stride(length);
   if (a->dtype != LATH_F32 || f->s_v > length) f->v = lath_take(arena, a->groups * f->s.rank, f->s_v);
   if (a->dtype == LATH_F32) return;
   f->u = lath_take(arena, a->out, f->s.rank * f->s.second.taps);
@@ -105,19 +83,14 @@ static void take_weights(struct forward *f, struct lath_arena *arena) {
   f->bias = lath_take(arena, 1, a->out);
 }
 
-/* Room behind the last plane for vectors that reach beyond it. */
-static int64_t with_slack(const struct forward *f, int64_t floats) {
-  return floats + (int64_t)LATH_MAX_VECS * f->kernels->lanes;
-}
-
 static void take_worker_buffers(struct forward *f, struct lath_arena *arena, int64_t rows) {
   const struct lath_lowrank_conv2d *a = f->a;
-  f->x_plane = plane_size(f->x_slots.total, f->pitch);
-  f->z_plane = plane_size(f->z_slots.total, f->pitch);
-  f->copies_size = f->in_place ? 0 : with_slack(f, f->block * a->kernel_w * f->x_plane);
-  f->z_size = with_slack(f, f->s.rank * f->z_plane);
+  f->x_plane = lath_plane_size(f->x_slots.total * f->pitch);
+  f->z_plane = lath_plane_size(f->z_slots.total * f->pitch);
+  f->copies_size = f->in_place ? 0 : lath_with_slack(f->kernels, f->block * a->kernel_w * f->x_plane);
+  f->z_size = lath_with_slack(f->kernels, f->s.rank * f->z_plane);
   f->planes_size = lath_planes_copy(a->dtype, &a->x, f->block, f->x_slots.total, a->width);
-  f->y_size = writes_in_place(f) ? 0 : f->s.out * rows * f->pitch;
+  f->y_size = f->only_first || writes_in_place(f) ? 0 : f->s.out * rows * f->pitch;
   f->scratch_size = lath_product_scratch(f->kernels);
   f->copies = lath_take(arena, f->workers, f->copies_size);
   f->z = lath_take(arena, f->workers, f->z_size);
@@ -132,15 +105,10 @@ static void prepare(struct forward *f, const struct lath_lowrank_conv2d *a, cons
   f->kernels = lath_kernels();
   set_strips(f, host, macs);
   f->in_place = reads_in_place(f);
-  const int64_t taps = f->s.first.taps * a->kernel_w, blocks = larger(1, ceil_div(f->s.in * taps, BLOCK_K));
-  f->block = ceil_div(f->s.in, smaller(blocks, larger(f->s.in, 1)));
-  f->columns = (struct lath_columns){.taps = a->kernel_w,
-                                     .stride = a->stride_w,
-                                     .pad = a->pad_left,
-                                     .dilation = a->dilation_w,
-                                     .in = a->width,
-                                     .out = f->s.width};
-  const int64_t rows = strip_rows(f);
+  const int64_t taps = f->s.first.taps * a->kernel_w, blocks = lath_larger(1, lath_ceil_div(f->s.in * taps, BLOCK_K));
+  f->block = lath_ceil_div(f->s.in, lath_smaller(blocks, lath_larger(f->s.in, 1)));
+  f->columns = lath_conv_columns(a, &f->s);
+  const int64_t rows = lath_strip_rows(lath_ceil_div(f->s.out_height, f->bands), f->pitch, LATH_STRIP_PIXELS);
   take_lists(f, arena, rows);
   take_weights(f, arena);
   take_worker_buffers(f, arena, rows);
@@ -171,30 +139,19 @@ struct strip {
   float *copies, *z, *planes, *y, *scratch;
 };
 
-static void zero_slots(float *planes, int64_t count, int64_t plane, int64_t pitch, int64_t slot, int64_t slots) {
-  if (slots <= 0) return;
-  for (int64_t k = 0; k < count; k++) memset(planes + k * plane + slot * pitch, 0, (size_t)(slots * pitch) * sizeof *planes);
-}
-
 /* Channels c .. c + channels - 1 of the rows of a run, one copy per horizontal tap, from `slot` on. */
 static void spread_run(const struct strip *t, const struct lath_run *run, int64_t c, int64_t channels, int64_t slot) {
   const struct forward *f = t->f;
-  const struct lath_lowrank_conv2d *a = f->a;
-  for (int64_t m = 0; m < t->images; m++) {
-    const struct lath_part part = {.n = t->n + m,
-                                   .channel = t->group * f->s.in + c,
-                                   .channels = channels,
-                                   .first_row = run->first,
-                                   .rows = run->count,
-                                   .step = run->step,
-                                   .width = a->width};
-    const struct lath_planes planes = lath_read_planes(f->kernels, a->dtype, &a->x, &part, t->planes);
-    const struct lath_copies to = {.data = t->copies + slot * f->pitch + m * f->s.width,
-                                   .s_c = a->kernel_w * f->x_plane,
-                                   .s_tap = f->x_plane,
-                                   .s_h = f->pitch};
-    lath_spread_columns(f->kernels, &f->columns, &planes, channels, run->count, &to);
-  }
+  const struct lath_part part = {.n = t->n,
+                                 .channel = t->group * f->s.in + c,
+                                 .channels = channels,
+                                 .first_row = run->first,
+                                 .rows = run->count,
+                                 .step = run->step,
+                                 .width = f->a->width};
+  const struct lath_copies to = {
+      .data = t->copies + slot * f->pitch, .s_c = f->a->kernel_w * f->x_plane, .s_tap = f->x_plane, .s_h = f->pitch};
+  lath_load_images(f->kernels, f->a->dtype, &f->a->x, &part, t->images, &f->columns, t->planes, &to);
 }
 
 /* ---- the intermediate, for the backward ---------------------------------------------------------------------------------------------- */
@@ -202,14 +159,14 @@ static void spread_run(const struct strip *t, const struct lath_run *run, int64_
 static float *row_of_p(const struct strip *t, int64_t image, int64_t q, int64_t row) {
   const struct forward *f = t->f;
   const int64_t plane = ((t->n + image) * f->a->groups + t->group) * f->s.rank + q;
-  return (float *)f->a->p + (plane * f->s.p_height + row) * f->s.width;
+  return f->p + (plane * f->s.p_height + row) * f->s.width;
 }
 
 /* Rows of z that lie in the slots of a run; row k of the run is row first + k step of the intermediate. Bands overlap: each saves its
  * own rows. */
 static void save_run(const struct strip *t, const struct lath_run *run) {
   const struct forward *f = t->f;
-  if (!f->a->p) return;
+  if (!f->p) return;
   for (int64_t k = 0; k < run->count; k++) {
     const int64_t row = run->first + k * run->step;
     if (row < t->own || row >= t->own_end) continue;
@@ -223,7 +180,7 @@ static void save_run(const struct strip *t, const struct lath_run *run) {
 /* Rows that no window meets are not computed: a stride longer than the kernel skips them. */
 static void save_unmet_rows(const struct strip *t) {
   const struct forward *f = t->f;
-  if (!f->a->p) return;
+  if (!f->p) return;
   for (int64_t row = t->own; row < t->own_end; row++) {
     if (lath_conv_row_is_met(&f->s.second, row)) continue;
     for (int64_t q = 0; q < f->s.rank; q++)
@@ -240,8 +197,8 @@ static void first_stage_in_place(const struct strip *t, int64_t h, int64_t rows,
   const struct lath_images *x = &f->a->x;
   const int64_t row = t->group * f->s.rank, pixels = rows * f->pitch;
   const float *from = (const float *)x->data + t->n * x->s_n + t->group * f->s.in * x->s_c + h * x->s_h;
-  for (int64_t c = 0; c < f->s.in; c += BLOCK_CHANNELS) {
-    const int64_t channels = smaller(BLOCK_CHANNELS, f->s.in - c);
+  for (int64_t c = 0; c < f->s.in; c += LATH_BLOCK_CHANNELS) {
+    const int64_t channels = lath_smaller(LATH_BLOCK_CHANNELS, f->s.in - c);
     lath_fetch_rows(channels, pixels, from + c * x->s_c, x->s_c);
     const struct lath_panels b = lath_panels_in_place(f->kernels, pixels, channels, from + c * x->s_c, x->s_c);
     const struct lath_product product = {.m = f->s.rank,
@@ -284,8 +241,8 @@ static void pad_copies(struct strip *t) {
     const int64_t begin = slots->base[p], end = begin + slots->count[p] - (slots->rows - t->rows);
     const struct lath_run run = lath_slots_inside(slots, p, t->h, 0, end - begin);
     const int64_t planes = f->block * f->a->kernel_w;
-    zero_slots(t->copies, planes, f->x_plane, f->pitch, begin, run.slot - begin);
-    zero_slots(t->copies, planes, f->x_plane, f->pitch, run.slot + run.count, end - run.slot - run.count);
+    lath_zero_slots(t->copies, planes, f->x_plane, f->pitch, begin, run.slot - begin);
+    lath_zero_slots(t->copies, planes, f->x_plane, f->pitch, run.slot + run.count, end - run.slot - run.count);
   }
 }
 
@@ -298,7 +255,7 @@ static void first_stage_windows(struct strip *t) {
   else
     pad_copies(t);
   for (int64_t c = 0; c < f->s.in && !f->in_place; c += f->block) {
-    const int64_t channels = smaller(f->block, f->s.in - c);
+    const int64_t channels = lath_smaller(f->block, f->s.in - c);
     for (int64_t p = 0; p < slots->phases; p++) {
       const struct lath_run run = lath_slots_inside(slots, p, t->h, 0, slots->count[p] - (slots->rows - t->rows));
       spread_run(t, &run, c, channels, run.slot);
@@ -317,11 +274,11 @@ static void first_stage_rows(const struct strip *t) {
     const int64_t from = t->carried ? slots->count[p] - slots->rows : 0, count = slots->count[p] - (slots->rows - t->rows);
     const struct lath_run run = lath_slots_inside(slots, p, t->h, from, count - from);
     const int64_t begin = slots->base[p] + from, end = slots->base[p] + count;
-    zero_slots(t->z, f->s.rank, f->z_plane, f->pitch, begin, run.slot - begin);
-    zero_slots(t->z, f->s.rank, f->z_plane, f->pitch, run.slot + run.count, end - run.slot - run.count);
+    lath_zero_slots(t->z, f->s.rank, f->z_plane, f->pitch, begin, run.slot - begin);
+    lath_zero_slots(t->z, f->s.rank, f->z_plane, f->pitch, run.slot + run.count, end - run.slot - run.count);
     if (f->in_place && run.count > 0) first_stage_in_place(t, run.first, run.count, t->z + run.slot * f->pitch);
     for (int64_t c = 0; c < f->s.in && run.count > 0 && !f->in_place; c += f->block) {
-      const int64_t channels = smaller(f->block, f->s.in - c);
+      const int64_t channels = lath_smaller(f->block, f->s.in - c);
       spread_run(t, &run, c, channels, 0);
       multiply_v(t, c, channels, run.count * f->pitch, t->z + run.slot * f->pitch);
     }
@@ -376,7 +333,7 @@ static void second_stage(const struct strip *t) {
 /* Where the rows of z begin that output row h meets. */
 static int64_t first_row_of(const struct forward *f, int64_t h) {
   const int64_t row = h * f->s.second.stride - f->s.second.pad;
-  return smaller(larger(row, 0), f->s.p_height);
+  return lath_smaller(lath_larger(row, 0), f->s.p_height);
 }
 
 static void run_band(struct strip *t, int64_t from, int64_t to) {
@@ -385,7 +342,7 @@ static void run_band(struct strip *t, int64_t from, int64_t to) {
   t->own_end = to == f->s.out_height ? f->s.p_height : first_row_of(f, to);
   save_unmet_rows(t);
   for (t->h = from; t->h < to; t->h += t->rows) {
-    t->rows = smaller(f->z_slots.rows, to - t->h);
+    t->rows = lath_smaller(f->z_slots.rows, to - t->h);
     t->carried = t->h > from;
     if (f->a->form == LATH_POINTWISE) {
       first_stage_windows(t);
@@ -393,13 +350,13 @@ static void run_band(struct strip *t, int64_t from, int64_t to) {
       if (t->carried) carry(t);
       first_stage_rows(t);
     }
-    second_stage(t);
+    if (!f->only_first) second_stage(t);
   }
 }
 
 static void share_units(void *arg, int64_t begin, int64_t end) {
   const struct forward *f = arg;
-  const int64_t units = ceil_div(f->a->batch, f->images) * f->bands;
+  const int64_t units = lath_ceil_div(f->a->batch, f->images) * f->bands;
   for (int64_t w = begin; w < end; w++) {
     struct strip t = {.f = f,
                       .padded_h = -1,
@@ -411,7 +368,7 @@ static void share_units(void *arg, int64_t begin, int64_t end) {
     for (int64_t unit = units * w / f->workers; unit < units * (w + 1) / f->workers; unit++) {
       const int64_t band = unit % f->bands;
       t.n = unit / f->bands * f->images;
-      t.images = smaller(f->images, f->a->batch - t.n);
+      t.images = lath_smaller(f->images, f->a->batch - t.n);
       for (t.group = 0; t.group < f->a->groups; t.group++)
         run_band(&t, f->s.out_height * band / f->bands, f->s.out_height * (band + 1) / f->bands);
     }
@@ -419,19 +376,6 @@ static void share_units(void *arg, int64_t begin, int64_t end) {
 }
 
 /* ---- entries ----------------------------------------------------------------------------------------------------------------------------- */
-
-static int is_plain(const struct lath_lowrank_conv2d *a) { return a->dtype == LATH_F64 || a->in == 0 || a->rank == 0; }
-
-lath_status lath_lowrank_conv2d_workspace(const struct lath_lowrank_conv2d *a, const struct lath_host *host, size_t *bytes) {
-  struct forward f = {0};
-  struct lath_conv_plan plan;
-  if (!host || !bytes) return LATH_INVALID_ARGUMENT;
-  LATH_TRY(lath_conv_shape(a, &f.s));
-  LATH_TRY(lath_lowrank_conv2d_plan(a, 0, &plan));
-  struct lath_arena arena = lath_arena_on(NULL);
-  if (!is_plain(a)) prepare(&f, a, host, plan.macs, &arena);
-  return lath_arena_bytes(&arena, lath_conv_reference_bytes(a, &f.s), bytes);
-}
 
 static void view_weights(struct forward *f) {
   const struct lath_lowrank_conv2d *a = f->a;
@@ -445,28 +389,55 @@ static void view_weights(struct forward *f) {
   f->weights.bias = lath_as_float(a->dtype, 1, a->out, a->bias, a->out, f->bias, &unused);
 }
 
-lath_status lath_lowrank_conv2d(const struct lath_lowrank_conv2d *a, const struct lath_host *host) {
+static lath_status run(struct forward *f, const struct lath_host *host) {
+  view_weights(f);
+  fill_lists(f);
+  return lath_host_run(host, f->workers, share_units, f);
+}
+
+/* `f` is zero but for what differs from a whole forward. */
+static void take(struct forward *f, const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s,
+                 const struct lath_host *host, struct lath_arena *arena) {
+  struct lath_conv_plan plan = {0};
+  (void)lath_lowrank_conv2d_plan(a, 0, &plan); /* the extents were checked */
+  f->s = *s;
+  prepare(f, a, host, plan.macs, arena);
+}
+
+lath_status lath_lowrank_conv2d_workspace(const struct lath_lowrank_conv2d *a, const struct lath_host *host, size_t *bytes) {
   struct forward f = {0};
-  struct lath_conv_plan plan;
+  struct lath_conv_shape s;
+  if (!host || !bytes) return LATH_INVALID_ARGUMENT;
+  LATH_TRY(lath_conv_shape(a, &s));
+  if (!lath_dtype_size(a->dtype)) return LATH_UNSUPPORTED_DTYPE;
+  struct lath_arena arena = lath_arena_on(NULL);
+  if (!lath_conv_is_plain(a)) take(&f, a, &s, host, &arena);
+  return lath_arena_bytes(&arena, lath_conv_reference_bytes(a, &s), bytes);
+}
+
+lath_status lath_lowrank_conv2d(const struct lath_lowrank_conv2d *a, const struct lath_host *host) {
+  struct lath_conv_shape s;
   size_t bytes;
   if (!host) return LATH_INVALID_ARGUMENT;
-  LATH_TRY(lath_conv_check_forward(a, &f.s));
+  LATH_TRY(lath_conv_check_forward(a, &s));
   LATH_TRY(lath_lowrank_conv2d_workspace(a, host, &bytes));
   LATH_TRY(lath_check_workspace(a->workspace, a->workspace_bytes, bytes));
-  if (is_plain(a)) return lath_lowrank_conv2d_ref(a);
-  LATH_TRY(lath_lowrank_conv2d_plan(a, 0, &plan));
+  if (lath_conv_is_plain(a)) return lath_lowrank_conv2d_ref(a);
   struct lath_arena arena = lath_arena_on(a->workspace);
-  prepare(&f, a, host, plan.macs, &arena);
-  view_weights(&f);
-  fill_lists(&f);
-  return lath_host_run(host, f.workers, share_units, &f);
+  struct forward f = {.p = a->p};
+  take(&f, a, &s, host, &arena);
+  return run(&f, host);
 }
 
-lath_status lath_lowrank_conv2d_backward_workspace(const struct lath_lowrank_conv2d *a, const struct lath_host *host,
-                                                   size_t *bytes) {
-  return lath_lowrank_conv2d_workspace(a, host, bytes);
+void lath_conv_first_stage_take(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s,
+                                const struct lath_host *host, struct lath_arena *arena) {
+  struct forward f = {.only_first = 1};
+  take(&f, a, s, host, arena);
 }
 
-lath_status lath_lowrank_conv2d_backward(const struct lath_lowrank_conv2d *a, const struct lath_host *host) {
-  return host ? lath_lowrank_conv2d_backward_ref(a) : LATH_INVALID_ARGUMENT;
+lath_status lath_conv_first_stage(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s,
+                                  const struct lath_host *host, struct lath_arena arena, float *z) {
+  struct forward f = {.p = z, .only_first = 1};
+  take(&f, a, s, host, &arena);
+  return run(&f, host);
 }

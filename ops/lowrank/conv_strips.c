@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * conv_strips.c - how a low-rank convolution is cut into pieces that fit the caches. */
+#include "lowrank/conv_strips.h"
+
+#define FEW_PIXELS 64
+
+int64_t lath_images_side_by_side(int64_t batch, int64_t pixels) {
+  if (pixels >= FEW_PIXELS) return 1;
+  return lath_larger(1, lath_smaller(batch, lath_ceil_div(LATH_STRIP_PIXELS, lath_larger(pixels, 1))));
+}
+
+int64_t lath_strip_rows(int64_t rows, int64_t pitch, int64_t pixels) {
+  const int64_t strips = lath_larger(1, lath_smaller(rows, lath_ceil_div(rows * pitch, pixels)));
+  return lath_ceil_div(rows, strips);
+}
+
+int64_t lath_row_stride(int64_t length) { return length % 512 == 0 ? length + 16 : length; }
+
+int64_t lath_with_slack(const struct lath_kernels *kernels, int64_t floats) {
+  return floats + (int64_t)LATH_MAX_VECS * kernels->lanes;
+}
+
+struct lath_columns lath_conv_columns(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
+  return (struct lath_columns){.taps = a->kernel_w,
+                               .stride = a->stride_w,
+                               .pad = a->pad_left,
+                               .dilation = a->dilation_w,
+                               .in = a->width,
+                               .out = s->width};
+}
+
+struct lath_columns lath_plain_columns(int64_t width) {
+  return (struct lath_columns){.taps = 1, .stride = 1, .dilation = 1, .in = width, .out = width};
+}
+
+struct lath_images lath_contiguous_images(void *data, int64_t channels, int64_t height, int64_t width) {
+  return (struct lath_images){.data = data, .s_n = channels * height * width, .s_c = height * width, .s_h = width, .s_w = 1};
+}
