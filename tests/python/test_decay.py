@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lath.factor import merge_conv
 from torch import nn
 
 DECAYS = (lath.frobenius_decay, lath.kronecker_decay, lath.l2_decay)
@@ -114,6 +115,52 @@ def test_unknown_convention(decay):
         decay(model(), "double")
 
 
+# ---- convolutions -------------------------------------------------------------------------------------------------
+
+CONVOLUTIONS = [(mode, groups) for mode in ("separable", "pointwise") for groups in (1, 3)]
+
+
+def conv(mode, groups, dtype=torch.float64):
+    return lath.nn.LowRankConv2d(6, 9, (3, 5), 2, groups=groups, mode=mode, dtype=dtype)
+
+
+def conv_matrices(layer):
+    """V and U of each group, tap by tap."""
+    g, r = layer.groups, layer.rank
+    for v, u in zip(layer.weight_v.split(r), layer.weight_u.split(layer.out_channels // g), strict=True):
+        yield v.flatten(1), torch.cat([u[:, :, i, 0] for i in range(u.shape[2])])
+
+
+@pytest.mark.parametrize(("mode", "groups"), CONVOLUTIONS)
+def test_frobenius_decay_is_the_norm_of_the_dense_weight(mode, groups):
+    layer = conv(mode, groups)
+    weight = merge_conv(layer.weight_v, layer.weight_u, groups)
+    torch.testing.assert_close(lath.frobenius_decay(layer), weight.square().sum())
+    torch.testing.assert_close(lath.frobenius_decay(layer), layer.to_dense().weight.square().sum())
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize(("mode", "groups"), CONVOLUTIONS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_convolution_against_the_formula(decay, mode, groups, memory_format):
+    net = nn.Sequential(conv(mode, groups), *model()).to(memory_format=memory_format)
+    expected = sum(DIRECT[decay](v, u) for v, u in [*conv_matrices(net[0]), *factors(net[1:])])
+    leaves = [net[0].weight_v, net[0].weight_u]
+    expected_grads = torch.autograd.grad(expected, leaves)
+    value = decay(net)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(torch.autograd.grad(value, leaves), expected_grads)
+
+
+@pytest.mark.parametrize(("mode", "groups"), CONVOLUTIONS)
+def test_convolution_in_bfloat16_sums_in_float32(mode, groups):
+    layer = conv(mode, groups, torch.bfloat16)
+    value = lath.frobenius_decay(layer)
+    assert value.dtype == torch.float32
+    wide = sum(DIRECT[lath.frobenius_decay](v.double(), u.double()) for v, u in conv_matrices(layer))
+    torch.testing.assert_close(value.double(), wide, rtol=1e-4, atol=0)
+
+
 # ---- FrobeniusDecay -----------------------------------------------------------------------------------------------
 
 
@@ -128,6 +175,25 @@ def test_step_adds_the_gradient_of_the_term(convention, dtype):
     net(x).square().sum().backward()
     lath.FrobeniusDecay(net, 0.3, convention).step()
     torch.testing.assert_close([p.grad for p in net.parameters()], expected)
+
+
+@pytest.mark.parametrize("convention", ["half", "reference"])
+@pytest.mark.parametrize(("mode", "groups"), CONVOLUTIONS)
+def test_step_of_a_convolution(convention, mode, groups):
+    net = nn.Sequential(conv(mode, groups))
+    x = torch.randn(2, 6, 8, 8, dtype=torch.float64)
+    (net(x).square().sum() + 0.3 * lath.frobenius_decay(net, convention)).backward()
+    expected = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    net(x).square().sum().backward()
+    lath.FrobeniusDecay(net, 0.3, convention).step()
+    torch.testing.assert_close([p.grad for p in net.parameters()], expected)
+    net.zero_grad()
+    net[0].weight_v.requires_grad_(False)
+    lath.FrobeniusDecay(net, 0.3, convention).step()
+    assert net[0].weight_v.grad is None
+    (gradient,) = torch.autograd.grad(0.3 * lath.frobenius_decay(net, convention), [net[0].weight_u])
+    torch.testing.assert_close(net[0].weight_u.grad, gradient)
 
 
 def test_step_without_a_gradient_so_far_and_with_frozen_factors():

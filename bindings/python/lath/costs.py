@@ -12,17 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import ops
+from . import _conv, ops
 from .factor import break_even_rank, conv_break_even_rank
 from .nn import LowRankConv2d
 from .nn.factored import Factored
 
+# What speaks for a kernel; for those that are not here, the multiply-adds that they save.
 _WHY = {
     "plain": "float64: plain loops",
-    "fused": "both convolutions in one pass",
     "linear": "1x1: one product over all pixels",
     "pair": "two library convolutions are faster here",
-    "merged": "above break-even: one product with the merged weight",
+    "merged": "factors cost more here than the dense weight",
 }
 
 
@@ -38,8 +38,7 @@ class Call:
     @classmethod
     def of(cls, x: Tensor, y: Tensor) -> Call:
         """Of a call with x that returned y."""
-        channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-        return cls(tuple(x.shape), tuple(y.shape), x.dtype, channels_last)
+        return cls(tuple(x.shape), tuple(y.shape), x.dtype, x.dim() > 2 and x.stride(-3) == 1)
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Work:
         rows: over all calls.
         macs, dense_macs: multiply-adds, and those of the dense layer.
         kernel: the route of the first call; "dense" for a dense layer, None if there was no call.
-        why: what made the planner take it, in a few words, or None where there is nothing to explain.
+        why: what speaks for it, in a few words; None for a dense layer or without a call.
     """
 
     rows: int | None
@@ -99,8 +98,9 @@ def work(module: nn.Module, calls: list[Call] | None) -> Work:
         return Work(rows, rows * dense, rows * dense, "dense")
     plan = _plan_conv if is_conv(module) else _plan_linear
     plans = [plan(module, call) for call in calls]
-    kernel = plans[0][0]
-    return Work(rows, sum(macs for _, macs in plans), rows * dense, kernel, _WHY.get(kernel))
+    kernel, macs = plans[0][0], sum(macs for _, macs in plans)
+    saved = f"{rows * dense / max(1, macs):.1f}x fewer multiply-adds"
+    return Work(rows, macs, rows * dense, kernel, _WHY.get(kernel, saved))
 
 
 def _rows(module: nn.Module, call: Call) -> int:
@@ -117,14 +117,17 @@ def _plan_linear(module: nn.Module, call: Call) -> tuple[str, int]:
 
 def _plan_conv(module: LowRankConv2d, call: Call) -> tuple[str, int]:
     """Kernel and multiply-adds of a call."""
-    rows = _rows(module, call)
-    if module._dense_is_cheaper():
-        return "merged", rows * dense_numel(module) + module.rank * dense_numel(module)
-    height, width = call.y_shape[-2:]
-    if module.mode == "separable":
-        height = module._pad(torch.empty(call.x_shape, device="meta"))[0].shape[-2]
-    images = math.prod(call.y_shape[:-3])
-    return "pair", images * height * width * module.weight_v.numel() + rows * module.weight_u.numel()
+    x, padding = module._pad(torch.empty(call.x_shape, device="meta"))
+    batch, channels, height, width = shape = x.shape if x.dim() == 4 else (1, *x.shape)
+    numbers = (module.stride, padding, module.dilation, module.groups, module.mode)
+    plan = ops.lowrank_conv2d_plan(
+        batch, channels, module.rank, module.out_channels, height, width, module.kernel_size, *numbers,
+        channels_last=call.channels_last, dtype=call.dtype,
+    )  # fmt: skip
+    # Where the plan is not carried out: float64, and inner biases that no dense convolution can express.
+    weights = module.weight_v.shape, module.weight_u.shape, module.inner_bias is not None
+    route = _conv.route("auto", False, call.dtype, call.channels_last, shape, *weights, *numbers)
+    return plan.kernel if route.kernel == "fused" else route.kernel, plan.macs
 
 
 def _macs_of_a_row(module: nn.Module) -> int:

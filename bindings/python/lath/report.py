@@ -36,7 +36,7 @@ class LayerReport:
         input_shape: of the first call, or None.
         macs, dense_macs: multiply-adds per run of the model; for one row or output pixel if the model was not run.
         kernel: the route the planner takes for the first call ("dense" for a dense layer), or None.
-        why: what speaks for this route, or None.
+        why: what speaks for the route of a low-rank layer, or None.
         reason: why the layer is dense or was left, or None.
     """
 
@@ -265,9 +265,10 @@ def _run(model: nn.Module, modules: list[nn.Module], inputs: Any) -> dict[int, l
     """Run the model once; id of a module to its calls."""
     calls: dict[int, list[Call]] = defaultdict(list)
 
-    def record(module: nn.Module, args: tuple, kwargs: dict, y: Tensor) -> None:
+    def record(module: nn.Module, args: tuple, kwargs: dict, y: Any) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
-        calls[id(module)].append(Call.of(x, y))
+        if isinstance(y, Tensor):  # a subclass may return anything
+            calls[id(module)].append(Call.of(x, y))
 
     with contextlib.ExitStack() as stack:
         for module in modules:
