@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <thread>
 
-#include "cases.h"
+#include "conv_cases.h"
 
 namespace lath_test {
 namespace {
@@ -107,6 +107,66 @@ TEST_P(Threads, LowrankBackwardWithASavedIntermediateIsBitwiseTheSame) {
   }
 }
 
+// Large images in bands of rows, small ones side by side; fewer images than threads, and more.
+std::vector<ConvShape> LargeConvolutions() {
+  const ConvShape base = ConvShape().Kernel(3, 3).Pad(1);
+  std::vector<ConvShape> shapes;
+  for (const ConvShape &one :
+       {base.Channels(33, 16, 40).Image(40, 33), base.Batch(3).Channels(20, 13, 50).Image(28, 17).Stride(2, 1),
+        base.Batch(17).Channels(60, 17, 70).Image(7, 7), base.Batch(70).Channels(64, 30, 100).Image(2, 2),
+        base.Batch(2).Channels(30, 9, 60, 3).Image(19, 25).Kernel(5, 1).Dilation(3, 1).Pad(6, 6, 0, 0),
+        base.Batch(2).Channels(70, 20, 90).Image(20, 20).Kernel(1, 1).Pad(0),
+        base.Batch(5).Channels(80, 13, 61).Image(33, 19).Stride(3, 2).Dilation(2, 1)}) {
+    for (const lath_conv_form form : {LATH_SEPARABLE, LATH_POINTWISE}) shapes.push_back(one.Form(form));
+  }
+  return shapes;
+}
+
+Layout ChannelsLastEveryOther(size_t k) {
+  Layout layout;
+  layout.images = k % 2 ? Images::kChannelsLast : Images::kContiguous;
+  return layout;
+}
+
+TEST_P(Threads, Conv2dForwardIsBitwiseTheSame) {
+  const std::vector<ConvShape> shapes = LargeConvolutions();
+  for (size_t k = 0; k < shapes.size(); ++k) {
+    LowrankInputs::Layouts layouts;
+    CallOptions options;
+    layouts.x = options.output = ChannelsLastEveryOther(k / 2);
+    const ConvInputs inputs(k % 3 ? LATH_F32 : LATH_BF16, shapes[k], true, true, Numbers::kUniform, 2, layouts);
+    const ForwardRun serial = RunForward(inputs, options, true);
+    ASSERT_EQ(serial.status, LATH_OK);
+    SCOPED_TRACE(Describe(inputs.dtype, shapes[k]));
+    ForEveryHost([&](const lath_host *host) {
+      options.host = host;
+      const ForwardRun run = RunForward(inputs, options, true);
+      const testing::AssertionResult completed = Completed(run);
+      if (!completed) return completed;
+      const testing::AssertionResult same = SameBits(run.p, serial.p);
+      return same ? SameBits(run.y, serial.y) : testing::AssertionFailure() << "p: " << same.message();
+    });
+  }
+}
+
+TEST_P(Threads, Conv2dBackwardIsBitwiseTheSame) {
+  const std::vector<ConvShape> shapes = LargeConvolutions();
+  for (size_t k = 0; k < shapes.size(); ++k) {
+    LowrankInputs::Layouts layouts;
+    CallOptions options;
+    layouts.x = layouts.dy = options.output = ChannelsLastEveryOther(k / 2);
+    const ConvInputs inputs(k % 3 ? LATH_F32 : LATH_BF16, shapes[k], true, true, Numbers::kUniform, 3, layouts);
+    const ForwardRun forward = RunForward(inputs, options, true);
+    const Operand *const p = k % 4 < 2 ? &forward.p : nullptr;
+    const BackwardRun serial = RunBackward(inputs, options, kAllGradients, p);
+    SCOPED_TRACE(Describe(inputs.dtype, shapes[k]) + (p == nullptr ? "" : " saved p"));
+    ForEveryHost([&](const lath_host *host) {
+      options.host = host;
+      return SameGradients(RunBackward(inputs, options, kAllGradients, p), serial);
+    });
+  }
+}
+
 TEST_P(Threads, FrobeniusIsBitwiseTheSame) {
   for (const lath_dtype dtype : {LATH_F32, LATH_BF16}) {
     for (const LowrankShape &shape : {LowrankShape{0, 700, 70, 650}, LowrankShape{0, 257, 130, 100}}) {
@@ -142,6 +202,11 @@ TEST_P(Threads, WorkersWithoutWorkAreHarmless) {
       EXPECT_TRUE(Exactly(RunForward(inputs, options).y, oracle.Y())) << Describe(LATH_F32, shape);
       EXPECT_TRUE(ExactGradients(RunBackward(inputs, options), oracle, kAllGradients)) << Describe(LATH_F32, shape);
     }
+  }
+  for (const ConvShape &shape : LargeConvolutions()) {
+    const ConvInputs inputs(LATH_F32, shape, true, true, Numbers::kIntegers, 8);
+    EXPECT_TRUE(Exactly(RunForward(inputs, options).y, OracleOf(inputs).Y())) << Describe(LATH_F32, shape);
+    EXPECT_TRUE(ExactGradients(RunBackward(inputs, options), OracleOf(inputs), kAllGradients)) << Describe(LATH_F32, shape);
   }
   const LinearInputs linear(LATH_F32, 5, 50000, 40, true, Numbers::kIntegers, 9);
   EXPECT_TRUE(Exactly(RunLinear(linear, options).y, OracleOf(linear).P()));

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// test_conv2d_plan.cc - the extents of a low-rank convolution, and its planner: pure arithmetic on them.
+
+#include <limits>
+
+#include "conv_cases.h"
+
+namespace lath_test {
+namespace {
+
+constexpr lath_conv_form kForms[] = {LATH_SEPARABLE, LATH_POINTWISE};
+
+ConvPlan PlanOf(const ConvShape &shape, bool backward, lath_dtype dtype = LATH_F32, bool channels_last = false) {
+  ConvArgs args = ArgsOf(shape, dtype);  // no operand at all: the planner must not look at them
+  args.x.s_c = channels_last ? 1 : shape.height * shape.width;
+  ConvPlan plan = {};
+  EXPECT_EQ(lath_lowrank_conv2d_plan(&args, backward, &plan), LATH_OK) << Describe(dtype, shape);
+  return plan;
+}
+
+std::vector<ConvShape> SampledShapes() {
+  std::vector<ConvShape> shapes;
+  Choices choices(1);
+  for (int k = 0; k < 500; ++k) shapes.push_back(DrawShape(&choices));
+  for (const auto &more : {KernelShapes(), PaddingShapes(), EmptyShapes()})
+    shapes.insert(shapes.end(), more.begin(), more.end());
+  return shapes;
+}
+
+// Rows or columns in which a window of the image, padding included, can stand.
+int64_t Positions(int64_t extent, int64_t before, int64_t after, int64_t taps, int64_t stride, int64_t dilation) {
+  int64_t count = 0;
+  for (int64_t at = -before; at + (taps - 1) * dilation < extent + after; at += stride) ++count;
+  return count;
+}
+
+TEST(Conv2dSizes, CountThePositionsOfTheWindow) {
+  for (const ConvShape &s : SampledShapes()) {
+    const ConvArgs args = ArgsOf(s);
+    ConvSizes sizes = {};
+    ASSERT_EQ(lath_lowrank_conv2d_sizes(&args, &sizes), LATH_OK) << Describe(LATH_F32, s);
+    const int64_t rows = Positions(s.height, s.pad_top, s.pad_bottom, s.kernel_h, s.stride_h, s.dilation_h);
+    EXPECT_EQ(sizes.out_height, rows) << Describe(LATH_F32, s);
+    EXPECT_EQ(sizes.out_width, Positions(s.width, s.pad_left, s.pad_right, s.kernel_w, s.stride_w, s.dilation_w));
+    EXPECT_EQ(sizes.p_height, s.separable() ? s.height : rows);
+  }
+}
+
+int64_t FactoredMacs(const ConvShape &s) {
+  const int64_t first = s.in / s.groups * s.taps_v() * s.kernel_w * s.p_height();
+  const int64_t second = s.out / s.groups * s.taps_u() * s.out_height();
+  return s.batch * s.groups * s.rank * s.out_width() * (first + second);
+}
+
+TEST(Conv2dPlan, CountsMultiplyAdds) {
+  for (const ConvShape &s : SampledShapes()) {
+    for (const lath_dtype dtype : {LATH_F32, LATH_F64, LATH_BF16}) {
+      for (const bool channels_last : {false, true}) {
+        for (const bool backward : {false, true}) {
+          const ConvPlan plan = PlanOf(s, backward, dtype, channels_last);
+          const int64_t passes = backward ? 2 : 1;
+          EXPECT_EQ(plan.dense_macs, passes * s.dense_macs()) << Describe(dtype, s);
+          if (plan.kernel == LATH_CONV_MERGED) {
+            EXPECT_GE(plan.macs, plan.dense_macs) << Describe(dtype, s);
+          } else {
+            EXPECT_EQ(plan.macs, passes * FactoredMacs(s)) << Describe(dtype, s);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Conv2dPlan, TheSevenLayersOfAResNetSaveTwoAndAHalfTimes) {
+  const ConvShape base = ConvShape().Batch(16).Kernel(3, 3).Pad(1);
+  for (const ConvShape &shape :
+       {base.Channels(64, 38, 64).Image(32, 32), base.Channels(128, 76, 128).Image(16, 16),
+        base.Channels(256, 153, 256).Image(8, 8), base.Channels(512, 307, 512).Image(4, 4),
+        base.Channels(512, 307, 512).Image(2, 2), base.Channels(64, 38, 128).Image(32, 32).Stride(2, 2),
+        base.Channels(256, 153, 512).Image(8, 8).Stride(2, 2)}) {
+    for (const bool backward : {false, true}) {
+      const ConvPlan plan = PlanOf(shape, backward);
+      EXPECT_NEAR(static_cast<double>(plan.dense_macs) / static_cast<double>(plan.macs), 2.5, 0.05);
+    }
+  }
+}
+
+TEST(Conv2dPlan, DoublePrecisionTakesThePlainLoops) {
+  for (const ConvShape &shape : SampledShapes()) {
+    for (const bool backward : {false, true}) EXPECT_EQ(PlanOf(shape, backward, LATH_F64).kernel, LATH_CONV_PLAIN);
+  }
+}
+
+TEST(Conv2dPlan, OtherTypesNeverTakeThePlainLoops) {
+  for (const ConvShape &shape : WidthShapes()) {
+    for (const lath_dtype dtype : {LATH_F32, LATH_BF16}) {
+      for (const bool backward : {false, true}) EXPECT_NE(PlanOf(shape, backward, dtype).kernel, LATH_CONV_PLAIN);
+    }
+  }
+}
+
+TEST(Conv2dPlan, TheIntermediateIsSavedWhereRecomputingItIsLong) {
+  for (const lath_conv_form form : kForms) {
+    bool saved = false;
+    for (int64_t in = 1; in <= 1024; in = in < 64 ? in + 1 : in * 2) {
+      const ConvShape shape = ConvShape().Form(form).Batch(4).Channels(in, 16, 64).Image(8, 8).Kernel(3, 3).Pad(1);
+      const ConvPlan plan = PlanOf(shape, false);
+      ASSERT_TRUE(plan.save_intermediate == 0 || plan.save_intermediate == 1);
+      if (plan.kernel == LATH_CONV_MERGED || plan.kernel == LATH_CONV_PAIR) continue;  // the library decides
+      EXPECT_TRUE(plan.save_intermediate || !saved) << "a longer sum is no cheaper to compute again, in " << in;
+      saved = plan.save_intermediate;
+    }
+    EXPECT_TRUE(saved);
+  }
+}
+
+TEST(Conv2dPlan, LargeShapesThatFitHaveExactCounts) {
+  const ConvShape shape = ConvShape().Batch(1 << 10).Channels(1 << 10, 1 << 6, 1 << 10).Image(1 << 8, 1 << 8).Kernel(2, 2);
+  const int64_t pixels = int64_t{255} * 255, all = int64_t{1} << 10;
+  EXPECT_EQ(PlanOf(shape, true).dense_macs, 2 * all * all * all * 4 * pixels);
+}
+
+}  // namespace
+}  // namespace lath_test
