@@ -8,6 +8,7 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d, pad
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 EPS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53, torch.bfloat16: 2.0**-8}
@@ -33,6 +34,40 @@ def assert_close_lowrank(y: Tensor, x: Tensor, v: Tensor, u: Tensor, bias=None, 
     bound = (terms * sums + (0 if y.dtype != torch.bfloat16 else 2 * EPS[torch.bfloat16])) * size
     error = (y.double() - lowrank(x, v, u, bias, inner_bias)).abs()
     worst = (error - bound).max().item() if error.numel() else -math.inf
+    assert worst <= 0, f"error exceeds its bound by {worst:.3g}"
+
+
+def lowrank_conv2d(
+    x: Tensor, v: Tensor, u: Tensor, bias: Tensor | None, inner_bias: Tensor | None, *geometry
+) -> Tensor:
+    """Two convolutions in float64, all padding done beforehand; geometry as in bindings/torch/operators.h."""
+    stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w, groups, separable = geometry
+    rows = {"stride": (stride_h, 1), "dilation": (dilation_h, 1)}
+    columns = {"stride": (1, stride_w), "dilation": (1, dilation_w)}
+    both = {"stride": (stride_h, stride_w), "dilation": (dilation_h, dilation_w)}
+    x, v, u, bias, inner_bias = (None if t is None else t.double() for t in (x, v, u, bias, inner_bias))
+    x = pad(x, (left, right, 0, 0) if separable else (left, right, top, bottom))
+    p = conv2d(x, v, inner_bias, **columns if separable else both, groups=groups)
+    p = pad(p, (0, 0, top, bottom)) if separable else p
+    return conv2d(p, u, bias, **rows if separable else {}, groups=groups)
+
+
+def conv_bound(dtype: torch.dtype, terms: int, size: Tensor) -> Tensor:
+    """What rounding may do to sums of so many terms, whose absolute values add up to ``size``.
+
+    bfloat16 adds the rounding of a result, of an intermediate or merged weight, and of a bias.
+    """
+    sums = EPS[torch.float64 if dtype == torch.float64 else torch.float32]
+    return ((terms + 4) * sums + (0 if dtype != torch.bfloat16 else 4 * EPS[torch.bfloat16])) * size
+
+
+def assert_close_conv(y: Tensor, x: Tensor, v: Tensor, u: Tensor, bias, inner_bias, *geometry) -> None:
+    """As assert_close_lowrank, for a convolution."""
+    size = lowrank_conv2d(*(None if t is None else t.double().abs() for t in (x, v, u, bias, inner_bias)), *geometry)
+    expected = lowrank_conv2d(x, v, u, bias, inner_bias, *geometry)
+    assert y.shape == expected.shape
+    error = (y.double() - expected).abs() - conv_bound(y.dtype, v[0].numel() + u[0].numel(), size)
+    worst = error.max().item() if error.numel() else -math.inf
     assert worst <= 0, f"error exceeds its bound by {worst:.3g}"
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import lath
 import pytest
 import torch
+from lath.factor import merge_conv
 from oracles import checksums, gen
 
 
@@ -29,6 +30,50 @@ def test_linear(association):
     assert close(u.grad, 0.867622962363, 7.95126052133, 18.727296559)
     assert close(b1.grad, -3.0563908127, 7.63346021596, 10.2400418322)
     assert torch.allclose(b2.grad, gen(6, 4, 5).sum(0), rtol=1e-14)
+
+
+# dtype -> how far a checksum may be off, as a share of what its terms could add up to.
+TOLERANCES = {torch.float64: 1e-11, torch.float32: 1e-6, torch.bfloat16: 1e-2}
+KERNELS = [*(("fused", dtype) for dtype in TOLERANCES), *((kernel, torch.float64) for kernel in ("auto", "pair"))]
+
+
+def close_in(dtype, t, *expected):
+    """The checksums agree as closely as the dtype of the computation allows."""
+    size = (4 * t.numel() * expected[2]) ** 0.5  # Cauchy and Schwarz, with weights up to 3
+    scales = (size, 3 * size, expected[2])
+    got = checksums(t)
+    return all(abs(g - e) <= TOLERANCES[dtype] * s for g, e, s in zip(got, expected, scales, strict=True))
+
+
+def leaves(dtype, *tensors):
+    return [t.to(dtype).requires_grad_() for t in tensors]
+
+
+@pytest.mark.parametrize(("kernel", "dtype"), [*KERNELS, ("merged", torch.float64)])
+def test_conv2d_with_stride(kernel, dtype):
+    x, v, u = leaves(dtype, gen(11, 2, 3, 7, 8), gen(12, 2, 3, 1, 3), gen(13, 5, 2, 3, 1))
+    y = lath.ops.lowrank_conv2d(x, v, u, stride=2, padding=1, kernel=kernel)
+    assert y.shape == (2, 5, 4, 4)
+    (y * gen(16, 2, 5, 4, 4).to(dtype)).sum().backward()
+    assert close_in(dtype, y, -2.24674906973, 2.32092804534, 194.637728343)
+    assert close_in(dtype, x.grad, 16.482011876, 65.3533709458, 318.802814772)
+    assert close_in(dtype, v.grad, 16.7932486463, 10.2130275701, 332.181806571)
+    assert close_in(dtype, u.grad, 1.25693642073, -8.28244409438, 106.231388391)
+    assert close_in(dtype, merge_conv(v, u), -1.51817794704, 7.9822346875, 28.3496164934)
+
+
+@pytest.mark.parametrize(("kernel", "dtype"), KERNELS)
+def test_conv2d_with_dilation_and_both_biases(kernel, dtype):
+    """The inner bias stops at the vertical padding."""
+    x, v, u, b1, b2 = leaves(
+        dtype, gen(11, 2, 3, 6, 5), gen(12, 3, 3, 1, 3), gen(13, 4, 3, 3, 1), gen(14, 3), gen(15, 4)
+    )
+    y = lath.ops.lowrank_conv2d(x, v, u, b2, b1, padding=2, dilation=2, kernel=kernel)
+    (y * gen(16, *y.shape).to(dtype)).sum().backward()
+    assert close_in(dtype, y, 18.257688624, -40.8444584218, 340.519023816)
+    assert close_in(dtype, x.grad, 17.5947717924, 38.0154216604, 258.682957096)
+    assert close_in(dtype, b1.grad, -12.5886439579, 21.8666729926, 446.482837081)
+    assert close_in(dtype, b2.grad, -24.4848131048, 42.658101141, 172.012087138)
 
 
 @pytest.fixture

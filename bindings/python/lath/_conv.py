@@ -216,7 +216,13 @@ def route(
     planned, save = "fused", False
     if dtype in DTYPES:  # the operator is about to refuse others
         sizes = (*shape_x[:2], shape_v[0] // groups, shape_u[0], *shape_x[2:], *size)
-        planned, _, _, save = plan(sizes, g, channels_last, dtype, training)
+        try:
+            planned, _, _, save = plan(sizes, g, channels_last, dtype, training)
+        except RuntimeError as error:  # the shapes fit each other, so it is their size
+            raise RuntimeError(
+                f"lath::lowrank_conv2d: x: got shape {tuple(shape_x)}, expected images, kernels and padding of fewer "
+                "than 2^60 elements"
+            ) from error
     if planned == "plain":
         planned = "merged" if _dense_pays(shape_v, shape_u, size, g) else "pair"
     return _settle(kernel, planned, inner_bias, g, save)
