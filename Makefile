@@ -46,7 +46,7 @@ build: $(BUILD_PACKAGES) ## build/release/liblath_cpu.so, for LATH_LIBRARY
 	@$(CMAKE) --preset release --log-level=WARNING
 	@$(CMAKE) --build --preset release -j $(JOBS)
 
-demo: $(INSTALLED) $(VENV)/.examples ## train a network on Fashion-MNIST, dense and low-rank side by side
+demo: $(INSTALLED) $(VENV)/.examples ## train two networks on Fashion-MNIST, dense and low-rank side by side
 	@folder=$$($(FETCH) fashion-mnist) && LATH_FASHION_MNIST=$$folder $(BIN)/python examples/lowrank/fashion_mnist.py $(ARGS)
 
 test: ## set-up and all tests, from nothing

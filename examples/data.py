@@ -30,12 +30,19 @@ class Split:
     """One half of a data set of images.
 
     Attributes:
-        images: (count, 784) float32, standardized.
+        images: (count, 1, 28, 28) float32, standardized.
         labels: (count,) int64.
     """
 
     images: Tensor
     labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, count: int) -> Split:
+        """The first ``count`` images."""
+        return Split(self.images[:count], self.labels[:count])
 
 
 @dataclass(frozen=True)
@@ -109,4 +116,4 @@ def _split(folder: Path, name: str) -> Split:
     labels = read_idx(_idx_file(folder, f"{name}-labels-idx1-ubyte"))
     if images.dim() != 3 or labels.shape != images.shape[:1]:
         raise DataError(f"{folder}: {name} has images {tuple(images.shape)} and labels {tuple(labels.shape)}")
-    return Split(images.flatten(1).float().div_(255).sub_(_MEAN).div_(_DEVIATION), labels.long())
+    return Split(images.unsqueeze(1).float().div_(255).sub_(_MEAN).div_(_DEVIATION), labels.long())

@@ -1,31 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measuring networks: time in turns, peak memory, multiply-adds."""
+"""Measuring networks: time in turns, peak memory."""
 
 from __future__ import annotations
 
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from lath.nn import LowRankLinear
-from torch import nn
+from typing import TypeVar
 
 EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # blocks from this size on come from the system and go back to it
 ATTEMPTS = 3
 QUIET = 1.3  # a measurement is undisturbed while medians stay below this multiple of the minimum
+Key = TypeVar("Key", bound=Hashable)
 _BATCH_SECONDS = 2e-3  # one timed batch of calls, long against the grain of the clock
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One way of using the networks: median seconds and multiply-adds of each, by name."""
+    """One way of using the networks.
+
+    Attributes:
+        seconds: median, of each network by name.
+        macs: multiply-adds.
+        layouts: of images and weights, where networks have a choice.
+    """
 
     name: str
     seconds: dict[str, float]
     macs: dict[str, int]
+    layouts: dict[str, str] = field(default_factory=dict)
 
     def speedup(self, name: str, dense: str) -> float:
         return self.seconds[dense] / self.seconds[name]
@@ -39,7 +45,7 @@ class Workload:
         return self.speedup(name, dense) / self.saving(name, dense)
 
 
-def time_in_turns(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+def time_in_turns(calls: Mapping[Key, Callable[[], object]], seconds: float) -> dict[Key, float]:
     """Median seconds of each call.
 
     The calls take turns, and the order is turned round from one round to the next, so that a change of clock rate or of
@@ -47,27 +53,32 @@ def time_in_turns(calls: Mapping[str, Callable[[], object]], seconds: float) -> 
     measurement that other processes disturbed is repeated, and the quietest counts.
 
     Args:
-        calls: by name.
+        calls: by name, or by anything else.
         seconds: rounds go on until so much time has gone by; there are five at least.
     """
-    attempts: list[tuple[float, dict[str, float]]] = []
+    attempts: list[tuple[float, dict[Key, float]]] = []
     while len(attempts) < ATTEMPTS and (not attempts or attempts[-1][0] > QUIET):
-        samples = _rounds(calls, seconds)
+        samples = _rounds(calls, seconds, least=5)
         medians = {name: statistics.median(taken) for name, taken in samples.items()}
         attempts.append((max(medians[name] / min(taken) for name, taken in samples.items()), medians))
     return min(attempts, key=lambda attempt: attempt[0])[1]
 
 
-def _rounds(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-    """Seconds per call of each timed batch."""
-    repeats = {name: _repeats(call) for name, call in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+def glance(calls: Mapping[Key, Callable[[], object]]) -> dict[Key, float]:
+    """Least seconds of each call, of a few in turns: enough to choose by, not to report."""
+    return {key: min(taken) for key, taken in _rounds(calls, 0.0, least=3).items()}
+
+
+def _rounds(calls: Mapping[Key, Callable[[], object]], seconds: float, least: int) -> dict[Key, list[float]]:
+    """Seconds per call of each timed batch, ``least`` batches or more."""
+    repeats = {key: _repeats(call) for key, call in calls.items()}
+    samples: dict[Key, list[float]] = {key: [] for key in calls}
     order = list(calls)
     end = time.perf_counter() + seconds
-    while len(samples[order[0]]) < 5 or time.perf_counter() < end:
-        for name in order:
-            calls[name]()
-            samples[name].append(_time(calls[name], repeats[name]))
+    while len(samples[order[0]]) < least or time.perf_counter() < end:
+        for key in order:
+            calls[key]()
+            samples[key].append(_time(calls[key], repeats[key]))
         order.reverse()
     return samples
 
@@ -108,25 +119,3 @@ def _status(field: str) -> int:
     """A number of bytes in /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
-
-
-def products(model: nn.Module) -> list[int]:
-    """Multiply-adds of each matrix product for one row of input, in the order of the modules."""
-    found: list[int] = []
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            found.append(module.in_features * module.out_features)
-        elif isinstance(module, LowRankLinear):
-            found += [module.in_features * module.rank, module.rank * module.out_features]
-    return found
-
-
-def inference_macs(model: nn.Module) -> int:
-    """Multiply-adds of a chain of linear layers for one row."""
-    return sum(products(model))
-
-
-def training_macs(model: nn.Module) -> int:
-    """The same for a training step: three products for each one, but no gradient of the input data."""
-    each = products(model)
-    return 3 * sum(each) - each[0]

@@ -1,219 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train one network on Fashion-MNIST three ways side by side: dense, as two nn.Linear per layer, and with lath.
+"""Train two networks on Fashion-MNIST three ways side by side: dense, as two layers of torch per layer, and with lath.
 
     make demo                      # sets everything up first
     make demo ARGS="--rank 32"     # any option of this script
 
-All three start from the same seed and see the same batches in the same order. The two low-rank networks start from the
-same factors and compute the same function, so their loss curves have to agree; what differs is the time.
+The first network is an MLP, the second one convolutional. All three ways start from the same seed and see the same
+batches in the same order. The two low-rank networks start from the same factors and compute the same function, so their
+loss curves have to agree; what differs is the time.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 import os
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data import DataError, FashionMNIST, Split, fashion_mnist  # isort: skip
+from count import inference_macs, parameters  # isort: skip
 import lath
-from lowrank.figure import draw
-from measure import EXACT_MEMORY, Workload, inference_macs, peak_memory, time_in_turns, training_macs
+from data import DataError, FashionMNIST, fashion_mnist
+from lowrank.contest import Contestant, print_training_memory, train, training_memory, workloads
+from lowrank.figure import Part, draw
+from lowrank.networks import DENSE, IMAGE, LARGEST_RANK, LATH, SMALLEST_RATIO, Task, cnn_task, mlp_task, networks
+from measure import Workload
+from training import LAYOUTS
 
-DENSE, PAIR, LATH = "dense", "two nn.Linear", "lath"
-INPUT, HIDDEN, CLASSES = 784, 1024, 10
-LARGEST_RANK = (INPUT * HIDDEN - 1) // (INPUT + HIDDEN)  # beyond it the first layer would not get cheaper
-INFERENCE_BATCHES = (1, 64, 1024)
-TURNS_PER_EPOCH = 20  # the networks take turns: so many batches each, then the next one
-TURNS_PER_TEST = 5
 DISTURBED = 1.5
 
 
-@dataclass
-class Contestant:
-    """A network in training, and what has been seen of it.
-
-    Attributes:
-        seconds, losses: of each training step; a step is zero_grad, forward, loss, backward and the optimizer.
-        curve: (seconds of training so far, test accuracy).
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    seconds: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    curve: list[tuple[float, float]] = field(default_factory=list)
-
-
-# ---- the networks ----------------------------------------------------------------------------------------------------
-
-
-def networks(rank: int, seed: int) -> tuple[dict[str, nn.Module], lath.Report]:
-    """The three networks by name, and what ``lath.convert`` says about its layers."""
-    torch.manual_seed(seed)
-    dense = nn.Sequential(
-        nn.Linear(INPUT, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, CLASSES)
+def run(task: Task, data: FashionMNIST, args: argparse.Namespace) -> Part:
+    """Train, measure and tell about one network."""
+    models, report = networks(task, args.seed)
+    spec = f"lath.{task.spec}" + (f", exclude={list(task.exclude)}" if task.exclude else "")
+    print(f"{task.title}\n\nlath.convert(model, {spec})\n{report}\n")
+    if task.images < len(data.train):
+        print(f"trained on {task.images:,} of the {len(data.train):,} images, to keep the demo short")
+    contestants = train(task, models, data, args.seed)
+    print("\nmeasuring memory and inference ...")
+    command = [sys.executable, __file__, f"--only={task.name}", *settings(task, args)]
+    memory = {name: training_memory([*command, f"--memory-of={name}"], c) for name, c in contestants.items()}
+    loads = workloads(task, contestants, data, args.seconds)
+    print(f"\n{table(contestants, loads, memory)}\n")
+    pair = contestants[task.pair]
+    print(f"{agreement(task.pair, contestants[LATH].losses, pair.losses)}{disturbance(contestants)}\n")
+    return Part(
+        f"{task.title}, threads: {torch.get_num_threads()}", {n: c.curve for n, c in contestants.items()}, loads
     )
-    thin = copy.deepcopy(dense)
-    report = lath.convert(thin, lath.LowRank(rank=rank))
-    return {DENSE: dense, PAIR: as_pairs(thin), LATH: thin}, report
 
 
-def as_pairs(model: nn.Sequential) -> nn.Sequential:
-    """The same function without lath: each low-rank layer as two nn.Linear with its factors."""
-
-    def pair(layer: lath.nn.LowRankLinear) -> nn.Sequential:
-        first = nn.Linear(layer.in_features, layer.rank, bias=False)
-        second = nn.Linear(layer.rank, layer.out_features)
-        with torch.no_grad():
-            first.weight.copy_(layer.weight_v)
-            second.weight.copy_(layer.weight_u)
-            second.bias.copy_(layer.bias)
-        return nn.Sequential(first, second)
-
-    return nn.Sequential(*(pair(m) if isinstance(m, lath.nn.LowRankLinear) else copy.deepcopy(m) for m in model))
-
-
-def adam(model: nn.Module, rate: float) -> torch.optim.Optimizer:
-    return torch.optim.Adam(model.parameters(), lr=rate, fused=True)
-
-
-# ---- training --------------------------------------------------------------------------------------------------------
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> Tensor:
-    optimizer.zero_grad()
-    loss = nn.functional.cross_entropy(model(images), labels)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
-
-
-def accuracy(model: nn.Module, split: Split) -> float:
-    with torch.inference_mode():
-        hits = sum(
-            int((model(images).argmax(1) == labels).sum())
-            for images, labels in zip(split.images.split(1000), split.labels.split(1000), strict=True)
-        )
-    return hits / len(split.labels)
-
-
-def train(models: dict[str, nn.Module], data: FashionMNIST, args: argparse.Namespace) -> dict[str, Contestant]:
-    """Train all networks on the same batches. They take turns, so that a change of load meets them alike."""
-    steps = len(data.train.labels) // args.batch
-    contestants = {}
-    for name, model in models.items():
-        optimizer = adam(model, args.rate)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=steps * args.epochs)
-        contestants[name] = Contestant(model, optimizer, schedule)
-        warm_up(model, data.train, args)
-    shuffle = torch.Generator().manual_seed(args.seed)
-    with tqdm(total=len(models) * steps * args.epochs, desc="training", unit="step", disable=None) as bar:
-        for epoch in range(args.epochs):
-            batches = torch.randperm(len(data.train.labels), generator=shuffle)[: steps * args.batch].split(args.batch)
-            train_epoch(contestants, batches, data, bar)
-            now = {name: c.curve[-1] for name, c in contestants.items()}
-            scores = "   ".join(f"{name} {score:.3f} ({seconds:.1f} s)" for name, (seconds, score) in now.items())
-            tqdm.write(f"epoch {epoch + 1} of {args.epochs}: test accuracy (training time)   {scores}")
-    return contestants
-
-
-def warm_up(model: nn.Module, split: Split, args: argparse.Namespace) -> None:
-    """A few steps with a copy: first calls set up threads and load code."""
-    twin = copy.deepcopy(model)
-    optimizer = adam(twin, args.rate)
-    for _ in range(3):
-        step(twin, optimizer, split.images[: args.batch], split.labels[: args.batch])
-
-
-def train_epoch(contestants: dict[str, Contestant], batches: tuple[Tensor, ...], data: FashionMNIST, bar: tqdm) -> None:
-    length = -(-len(batches) // TURNS_PER_EPOCH)
-    order = list(contestants.values())
-    for turn, start in enumerate(range(0, len(batches), length), start=1):
-        mine = batches[start : start + length]
-        for contestant in order:
-            run_turn(contestant, mine, data.train)
-            bar.update(len(mine))
-        order.append(order.pop(0))
-        if turn % TURNS_PER_TEST == 0 or start + length >= len(batches):
-            for contestant in order:
-                contestant.curve.append((sum(contestant.seconds), accuracy(contestant.model, data.test)))
-        bar.set_postfix({name: f"{statistics.fmean(c.losses[-50:]):.3f}" for name, c in contestants.items()})
-
-
-def run_turn(contestant: Contestant, batches: Iterable[Tensor], split: Split) -> None:
-    for chosen in batches:
-        images, labels = split.images[chosen], split.labels[chosen]
-        start = time.perf_counter()
-        loss = step(contestant.model, contestant.optimizer, images, labels)
-        contestant.seconds.append(time.perf_counter() - start)
-        contestant.losses.append(loss.item())
-        contestant.schedule.step()
-
-
-# ---- measuring -------------------------------------------------------------------------------------------------------
-
-
-def workloads(contestants: dict[str, Contestant], data: FashionMNIST, args: argparse.Namespace) -> list[Workload]:
-    """Training as it went, then inference at several batch sizes."""
-    found = [
-        Workload(
-            f"training, batch {args.batch}",
-            {name: statistics.median(c.seconds) for name, c in contestants.items()},
-            {name: training_macs(c.model) for name, c in contestants.items()},
-        )
-    ]
-    macs = {name: inference_macs(c.model) for name, c in contestants.items()}
-    with torch.inference_mode():
-        for count in INFERENCE_BATCHES:
-            images = data.test.images[:1].expand(count, -1).contiguous()
-            calls = {name: lambda model=c.model, x=images: model(x) for name, c in contestants.items()}
-            found.append(Workload(f"inference, batch {count}", time_in_turns(calls, args.seconds), macs))
-    return found
-
-
-def print_training_memory(name: str, args: argparse.Namespace) -> int:
-    """What a process of :func:`training_memory` does: a few steps of one network on random images."""
-    models, _ = networks(args.rank, args.seed)
-    model = models.pop(name)
-    models.clear()
-    images, labels = torch.randn(args.batch, INPUT), torch.randint(CLASSES, (args.batch,))
-
-    def run() -> None:
-        twin = copy.deepcopy(model)
-        optimizer = adam(twin, args.rate)
-        for _ in range(3):
-            step(twin, optimizer, images, labels)
-
-    small = nn.Sequential(nn.Linear(8, 8), lath.nn.LowRankLinear(8, 8, 1))
-    step(small, adam(small, args.rate), torch.randn(8, 8), torch.zeros(8, dtype=torch.int64))  # loads code
-    print(json.dumps(peak_memory(run)))
-    return 0
-
-
-def training_memory(name: str, args: argparse.Namespace) -> int | None:
-    """Bytes that training one network takes beyond the libraries: weights, gradients, optimizer, activations, scratch.
-
-    None where this machine does not tell.
-    """
-    options = {"rank": args.rank, "batch": args.batch, "threads": torch.get_num_threads(), "memory-of": name}
-    command = [sys.executable, __file__, *(f"--{key}={value}" for key, value in options.items())]
-    done = subprocess.run(command, env={**os.environ, **EXACT_MEMORY}, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
+def settings(task: Task, args: argparse.Namespace) -> list[str]:
+    """Options that make the same network in another process."""
+    options = {"rank": args.rank, "ratio": args.ratio, "form": args.form, "batch": task.batch, "rate": task.rate}
+    return [f"--{key}={value}" for key, value in {**options, "threads": torch.get_num_threads()}.items()]
 
 
 # ---- telling ---------------------------------------------------------------------------------------------------------
@@ -222,12 +66,12 @@ def training_memory(name: str, args: argparse.Namespace) -> int | None:
 def table(contestants: dict[str, Contestant], loads: list[Workload], memory: dict[str, int | None]) -> str:
     """One column per network."""
     names = list(contestants)
-    macs = {name: inference_macs(c.model) for name, c in contestants.items()}
+    macs = (inference_macs(c.model, IMAGE) for c in contestants.values())
     lines: list[tuple[str, ...]] = [
         ("", *names),
         ("test accuracy", *(f"{c.curve[-1][1]:.4f}" for c in contestants.values())),
-        ("parameters", *(f"{sum(p.numel() for p in c.model.parameters()):,}" for c in contestants.values())),
-        ("multiply-adds for one image", *(f"{macs[name]:,}" for name in names)),
+        ("parameters", *(f"{parameters(c.model):,}" for c in contestants.values())),
+        ("multiply-adds for one image", *(f"{count:,}" for count in macs)),
         ("peak memory of training", *(mebibytes(memory[name]) for name in names)),
     ]
     for load in loads:
@@ -238,6 +82,8 @@ def table(contestants: dict[str, Contestant], loads: list[Workload], memory: dic
         ]
         lines.append(("",) * (len(names) + 1))
         lines.append((load.name, *(milliseconds(load.seconds[name]) for name in names)))
+        if load.layouts:
+            lines.append(("  better layout", *(load.layouts[name] for name in names)))
         for label, figure, unit in compared:
             lines.append((label, "", *(f"{figure(name, DENSE):.2f}{unit}" for name in names if name != DENSE)))
     widths = [max(len(line[i]) for line in lines) for i in range(len(names) + 1)]
@@ -270,7 +116,7 @@ def disturbance(contestants: dict[str, Contestant]) -> str:
     )
 
 
-def agreement(lath_losses: list[float], pair_losses: list[float]) -> str:
+def agreement(pair: str, lath_losses: list[float], pair_losses: list[float]) -> str:
     """How far two runs of the same function drift apart.
 
     Rounding differs, and Adam divides a gradient by its size: one that is nothing but rounding becomes a full step.
@@ -280,17 +126,28 @@ def agreement(lath_losses: list[float], pair_losses: list[float]) -> str:
     last = abs(statistics.fmean(lath_losses[-tail:]) - statistics.fmean(pair_losses[-tail:]))
     first, early, any_step = differences[0], max(differences[:20]), max(differences)
     return (
-        f"Loss of {LATH} against {PAIR}, the same function on the same batches: differs by {first:.0e} in the first\n"
+        f"Loss of {LATH} against {pair}, the same function on the same batches: differs by {first:.0e} in the first\n"
         f"step, by {early:.0e} at most in the first 20, by {any_step:.0e} at most in all {len(differences)} (Adam\n"
         f"amplifies rounding). The means over the last {tail} steps differ by {last:.0e}."
     )
 
 
+EXPLANATION = """\
+Times are medians; the networks took turns. Realized share = speed-up / saving in multiply-adds. At 1, saved work
+became saved time; above, torch's dense product did not use what this processor can do. Training is a whole step
+with loss and optimizer; what is no product in it (norms, activations, pools) takes every network the same time.
+Memory is what a process grows by while it trains: weights, gradients, optimizer, activations, scratch.
+"""
 NEXT = """What to try next
-  make demo ARGS="--rank 32"       thinner: faster, less exact; --rank 256: the other way (break-even is {even})
+  make demo ARGS="--only mlp --rank 32"
+                                   thinner: faster, less exact; --rank 256: the other way (break-even is {even})
+  make demo ARGS="--only cnn --form pointwise"
+                                   the other form of low-rank convolutions; --ratio 0.25: less thin
   make demo ARGS="--threads 1"     one thread, the steadier clock
-  {python} examples/lowrank/convert_your_model.py
-                                   the same swap in a transformer of your own, in ten lines
+  {python} examples/lowrank/resnet18_finetune.py
+                                   a ResNet-18 trained, converted, fine-tuned, restored, exported
+  {python} examples/lowrank/rank_sweep.py
+                                   accuracy against measured time, rank by rank
   make bench                       layer by layer against PyTorch, with the limits of this machine
   README.md, docs/planner.md       what is behind the figures"""
 
@@ -303,59 +160,63 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         return value
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rank", type=positive, default=64, help=f"of the converted layers, up to {LARGEST_RANK} (64)")
-    parser.add_argument("--epochs", type=positive, default=5, help="passes over the training images (5)")
-    parser.add_argument("--batch", type=positive, default=128, help="images in a training step (128)")
-    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate of Adam, falling linearly (2e-3)")
+    parser.add_argument("--only", choices=("mlp", "cnn"), help="one network (default: both)")
+    parser.add_argument("--rank", type=positive, default=64, help=f"of the MLP's layers, up to {LARGEST_RANK} (64)")
+    parser.add_argument("--ratio", type=float, default=0.125, help="rank of the CNN's layers by their size (0.125)")
+    parser.add_argument("--form", choices=("separable", "pointwise"), default="separable", help="of the CNN's layers")
+    parser.add_argument("--images", type=positive, help="training images (MLP: all, CNN: 12,800)")
+    parser.add_argument("--epochs", type=positive, help="passes over the training images (MLP 5, CNN 1)")
+    parser.add_argument("--batch", type=positive, help="images in a training step (MLP 128, CNN 64)")
+    parser.add_argument("--rate", type=float, help="learning rate of Adam, falling linearly (2e-3)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the order of images (0)")
     parser.add_argument("--threads", type=positive, help="as torch.set_num_threads (default: as torch has them)")
     parser.add_argument("--seconds", type=float, default=3.0, help="time spent on each inference measurement (3)")
     parser.add_argument("--output", type=Path, default=Path("build/demo"), help="folder of the figure (build/demo)")
-    parser.add_argument("--memory-of", choices=(DENSE, PAIR, LATH), help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--layout", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.rank > LARGEST_RANK:
         parser.error(f"--rank {args.rank}: factors are cheaper than the dense layers up to rank {LARGEST_RANK}")
+    if not SMALLEST_RATIO <= args.ratio <= 1:
+        parser.error(f"--ratio {args.ratio}: choose a number from {SMALLEST_RATIO} (rank 1) to 1")
     return args
+
+
+def tasks(args: argparse.Namespace) -> list[Task]:
+    """What the options ask for."""
+    chosen = [mlp_task(args.rank), cnn_task(args.ratio, args.form)]
+    given = {key: getattr(args, key) for key in ("images", "epochs", "batch", "rate")}
+    given = {key: value for key, value in given.items() if value is not None}
+    return [replace(task, **given) for task in chosen if args.only in (None, task.name)]
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
+    chosen = tasks(args)
     if args.memory_of:
-        return print_training_memory(args.memory_of, args)
+        layout = next(layout for layout, name in LAYOUTS.items() if name == args.layout)
+        print_training_memory(chosen[0], args.memory_of, layout)
+        return 0
     try:
         data = fashion_mnist()
     except DataError as error:
         print(f"lath demo: {error}", file=sys.stderr)
         return 1
-    if args.batch > len(data.train.labels):
-        print(f"lath demo: --batch {args.batch}: there are {len(data.train.labels)} training images", file=sys.stderr)
-        return 1
+    chosen = [replace(task, images=min(task.images, len(data.train))) for task in chosen]
+    for task in chosen:
+        if task.batch > task.images:
+            print(f"lath demo: --batch {task.batch}: there are {task.images} training images", file=sys.stderr)
+            return 1
 
-    models, report = networks(args.rank, args.seed)
     print(
-        f"Fashion-MNIST, {len(data.train.labels):,} training and {len(data.test.labels):,} test images; torch "
-        f"{torch.__version__}, lath {lath.__version__} ({lath.ops.cpu_isa()}), threads: {torch.get_num_threads()}\n\n"
-        f"lath.convert(model, lath.LowRank(rank={args.rank}))\n{report}\n"
+        f"Fashion-MNIST, {len(data.train):,} training and {len(data.test):,} test images; torch {torch.__version__}, "
+        f"lath {lath.__version__} ({lath.ops.cpu_isa()}), threads: {torch.get_num_threads()}\n"
     )
-    contestants = train(models, data, args)
-    print("\nmeasuring memory and inference ...")
-    memory = {name: training_memory(name, args) for name in contestants}
-    loads = workloads(contestants, data, args)
-
-    threads = torch.get_num_threads()
-    print(f"\n{table(contestants, loads, memory)}\n")
-    print(
-        f"Medians, threads: {threads}; the networks took turns. Realized share = speed-up / saving in multiply-adds.\n"
-        "At 1, saved work became saved time; above, torch's dense product did not use what this processor can do.\n"
-        "Training is a whole step with loss and optimizer. Memory is what a process grows by while it trains:\n"
-        "weights, gradients, optimizer, activations, scratch." + disturbance(contestants)
-    )
-    print(f"\n{agreement(contestants[LATH].losses, contestants[PAIR].losses)}\n")
-    title = f"MLP {INPUT}-{HIDDEN}-{HIDDEN}-{CLASSES} on Fashion-MNIST, rank {args.rank}, threads: {threads}"
-    curves = {name: c.curve for name, c in contestants.items()}
-    print(f"figure: {draw(args.output, title, curves, loads)}\n")
+    parts = [run(task, data, args) for task in chosen]
+    print(EXPLANATION)
+    print(f"figure: {draw(args.output, parts)}\n")
     print(NEXT.format(even=LARGEST_RANK, python=shortest(sys.executable)))
     return 0
 

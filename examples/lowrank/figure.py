@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -10,11 +11,12 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 from measure import Workload
 
-COLOURS = ("#8a8f98", "#d98324", "#0b6e69")  # dense, two nn.Linear, lath
+COLOURS = ("#8a8f98", "#d98324", "#0b6e69")  # dense, two layers of torch, lath
 INK, MUTED, GRID = "#1f2430", "#6b7079", "#e4e6ea"
 DASHES = (0, (4, 2))
 BLANK = {"facecolor": "white", "edgecolor": "none", "pad": 1}
@@ -41,30 +43,44 @@ STYLE = {
 }
 
 
-def draw(folder: Path, title: str, curves: dict[str, list[tuple[float, float]]], loads: list[Workload]) -> Path:
-    """Write ``fashion_mnist.png`` into ``folder`` and return its path.
+@dataclass(frozen=True)
+class Part:
+    """A row of the figure: one network.
 
-    Args:
-        folder: made if it does not exist.
-        title: of the whole figure.
-        curves: (training seconds, test accuracy) of each network by name, the dense one first.
+    Attributes:
+        curves: (training seconds, test accuracy) of each variant by name, the dense one first, lath last.
         loads: training first.
     """
-    names = list(curves)
+
+    title: str
+    curves: dict[str, list[tuple[float, float]]]
+    loads: list[Workload]
+
+
+def draw(folder: Path, parts: list[Part]) -> Path:
+    """Write ``fashion_mnist.png`` into ``folder``, which is made if it does not exist, and return its path."""
     with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(1, 3, figsize=(15, 5.4), width_ratios=(1.3, 0.8, 1.1))
-        figure.subplots_adjust(left=0.04, right=0.985, bottom=0.14, top=0.81, wspace=0.24)
-        figure.text(0.04, 0.93, title, fontsize=14, fontweight="bold")
-        patches = [Patch(color=colour, label=name) for name, colour in zip(names, COLOURS, strict=True)]
-        figure.legend(handles=patches, loc="upper right", bbox_to_anchor=(0.99, 0.985), ncols=3, frameon=False)
-        draw_curves(axes[0], names, curves)
-        draw_steps(axes[1], names, loads[0])
-        draw_shares(axes[2], names, loads)
+        figure = pyplot.figure(figsize=(15, 5.4 * len(parts)))
+        rows = figure.subfigures(len(parts), 1, squeeze=False)[:, 0]
+        for row, part in zip(rows, parts, strict=True):
+            draw_part(row, part)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "fashion_mnist.png"
         figure.savefig(path, dpi=160)
         pyplot.close(figure)
     return path
+
+
+def draw_part(row: SubFigure, part: Part) -> None:
+    names = list(part.curves)
+    axes = row.subplots(1, 3, width_ratios=(1.3, 0.8, 1.1))
+    row.subplots_adjust(left=0.04, right=0.985, bottom=0.14, top=0.81, wspace=0.24)
+    row.text(0.04, 0.93, part.title, fontsize=14, fontweight="bold")
+    patches = [Patch(color=colour, label=name) for name, colour in zip(names, COLOURS, strict=True)]
+    row.legend(handles=patches, loc="upper right", bbox_to_anchor=(0.99, 0.985), ncols=3, frameon=False)
+    draw_curves(axes[0], names, part.curves)
+    draw_steps(axes[1], names, part.loads[0])
+    draw_shares(axes[2], names, part.loads)
 
 
 def draw_curves(axis: Axes, names: list[str], curves: dict[str, list[tuple[float, float]]]) -> None:
@@ -97,20 +113,21 @@ def draw_steps(axis: Axes, names: list[str], load: Workload) -> None:
     axis.bar(range(len(names)), heights, color=COLOURS, width=0.62)
     bound, right = heights[0] / load.saving(thin, dense), len(names) - 0.5
     for i, (name, height) in enumerate(zip(names, heights, strict=True)):
-        factor = "" if name == dense else f"{load.speedup(name, dense):.1f}x faster\n"
+        factor = "" if name == dense else f"{load.speedup(name, dense):.1f}x as fast\n"
         above = max(height, bound) + 0.012 * max(heights)
-        axis.text(i, above, f"{factor}{height:.2f} ms", ha="center", va="bottom")
+        axis.text(i, above, f"{factor}{height:.{2 if height < 10 else 1}f} ms", ha="center", va="bottom")
     axis.plot([0.55, right], [bound, bound], color=INK, linewidth=1.4, linestyle=DASHES)
+    label = 0.88 if max(heights[-1], bound) < 0.6 * max(heights) else 1.2  # above the last bar and its text
     axis.annotate(
         f"what {load.saving(thin, dense):.1f}x fewer\nmultiply-adds promise",
         xy=(right, bound),
-        xytext=(right, 0.88 * max(heights)),
+        xytext=(right, label * max(heights)),
         ha="right",
         arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.8, "relpos": (1, 0), "shrinkA": 2, "shrinkB": 0},
     )
     axis.set_xticks(range(len(names)), names)
     axis.set_xlim(-0.5, right)
-    axis.set_ylim(0, 1.1 * max(heights))
+    axis.set_ylim(0, max(1.1, 1.1 * label) * max(heights))
     axis.set_ylabel("milliseconds, median")
     axis.grid(axis="x", visible=False)
     axis.set_title(f"One step of {load.name}")

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import os
 import re
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,9 +47,9 @@ def test_fashion_mnist_is_read_as_written(folder):
     from data import fashion_mnist
 
     data = fashion_mnist()
-    assert data.train.images.shape == (48, 784)
+    assert data.train.images.shape == (48, 1, 28, 28)
     assert data.test.labels.tolist() == [i % 10 for i in range(16)]
-    bright = data.train.images[3].reshape(28, 28) > 0
+    bright = data.train.images[3, 0] > 0
     assert bright.nonzero()[:, 0].unique().tolist() == [6]
     assert data.train.images[3].max().item() == pytest.approx((1 - 0.2860) / 0.3530)
 
@@ -82,10 +84,10 @@ def test_damaged_file_is_named(folder, content, message):
     assert str(folder) in str(caught.value)
 
 
-def test_missing_data_set_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("tqdm")
-    from fashion_mnist import main
+@pytest.mark.parametrize("script", ["fashion_mnist", "rank_sweep", "resnet18_finetune"])
+def test_missing_data_set_is_one_line_and_exit_code_1(script, tmp_path, monkeypatch, capsys):
+    _need("matplotlib", "tqdm", "torchvision")
+    main = importlib.import_module(script).main
 
     monkeypatch.setenv("LATH_FASHION_MNIST", str(tmp_path))
     assert main([]) == 1
@@ -96,47 +98,147 @@ def test_missing_data_set_is_one_line_and_exit_code_1(tmp_path, monkeypatch, cap
         assert part in err
 
 
-def test_demo_trains_measures_and_draws(folder, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("tqdm")
-    from fashion_mnist import main
+# ---- the demo --------------------------------------------------------------------------------------------------------
 
+
+@pytest.mark.slow
+def test_demo_trains_measures_and_draws(folder, tmp_path, monkeypatch, capsys):
+    _need("matplotlib", "tqdm")
+    import fashion_mnist
+    from lowrank.networks import cnn_task
+
+    monkeypatch.setattr(fashion_mnist, "cnn_task", lambda *options: replace(cnn_task(*options), inference=(1, 2)))
     output = tmp_path / "figures"
-    options = f"--rank 16 --epochs 2 --batch 24 --seconds 0 --output {output}"
-    assert main(options.split()) == 0
+    options = f"--rank 16 --ratio 0.05 --epochs 2 --batch 4 --images 12 --seconds 0 --output {output}"
+    assert fashion_mnist.main(options.split()) == 0
     out, _ = capsys.readouterr()
     assert "rank 16 is not cheaper: break-even is 9" in out  # the head stays dense, and the report says so
-    assert float(re.search(r"differs by (\S+) in the first\nstep", out)[1]) < 1e-5  # lath and its baseline
-    for row in (
-        "test accuracy",
-        "peak memory of training",
-        "training, batch 24",
-        "inference, batch 1024",
-        "realized share",
-    ):
-        assert row in out
+    for pair in ("two nn.Linear", "two nn.Conv2d"):  # lath and its baseline
+        assert float(re.search(rf"against {pair}, .* differs by (\S+) in the first\nstep", out)[1]) < 1e-5
+    rows = ("test accuracy", "peak memory of training", "training, batch 4", "inference, batch 1 ", "realized share")
+    for row in rows:
+        assert out.count(f"\n{row}") + out.count(f"\n  {row}") >= 2  # in both tables
+    assert "trained on 12 of the 48 images" in out
+    assert "better layout" in out
     figure = output / "fashion_mnist.png"
     assert f"figure: {figure}" in out
     assert figure.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_networks_are_the_same_function_from_the_same_weights():
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("tqdm")
-    from fashion_mnist import DENSE, LATH, PAIR, networks
-    from measure import inference_macs, training_macs
+@pytest.mark.parametrize("options", ["--rank 445", "--ratio 0.001", "--ratio 1.5", "--images 0", "--only rnn"])
+def test_demo_refuses_what_makes_no_sense(options, capsys):
+    _need("matplotlib", "tqdm")
+    from fashion_mnist import main
 
-    models, report = networks(rank=16, seed=3)
-    x = torch.randn(5, 784)
-    torch.testing.assert_close(models[LATH](x), models[PAIR](x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(SystemExit) as caught:
+        main(options.split())
+    assert caught.value.code == 2
+    assert options.split()[0] in capsys.readouterr().err
+
+
+def test_demo_refuses_a_batch_beyond_the_images(folder, capsys):
+    _need("matplotlib", "tqdm")
+    from fashion_mnist import main
+
+    assert main(["--batch", "49"]) == 1
+    assert "there are 48 training images" in capsys.readouterr().err
+
+
+def test_mlps_of_the_demo_are_the_same_function_from_the_same_weights():
+    from count import inference_macs, training_macs
+    from lowrank.networks import DENSE, IMAGE, LATH, mlp_task, networks
+
+    models, report = networks(mlp_task(rank=16), seed=3)
+    pair = "two nn.Linear"
+    x = torch.randn(5, *IMAGE[1:])
+    torch.testing.assert_close(models[LATH](x), models[pair](x), rtol=1e-5, atol=1e-6)
     assert [row.rank for row in report] == [16, 16, None]
-    torch.testing.assert_close(models[LATH][4].weight, models[DENSE][4].weight, rtol=0, atol=0)
+    torch.testing.assert_close(models[LATH][5].weight, models[DENSE][5].weight, rtol=0, atol=0)
 
     thin = [784 * 16, 16 * 1024, 1024 * 16, 16 * 1024, 1024 * 10]
-    for name in (LATH, PAIR):
-        assert inference_macs(models[name]) == sum(thin)
-        assert training_macs(models[name]) == 3 * sum(thin) - thin[0]
-    assert training_macs(models[DENSE]) == 2 * 784 * 1024 + 3 * (1024 * 1024 + 1024 * 10)
+    for name in (LATH, pair):
+        assert inference_macs(models[name], IMAGE) == sum(thin)
+        assert training_macs(models[name], IMAGE) == 3 * sum(thin) - thin[0]
+    assert training_macs(models[DENSE], IMAGE) == 2 * 784 * 1024 + 3 * (1024 * 1024 + 1024 * 10)
+
+
+@pytest.mark.parametrize(
+    ("form", "ranks", "first"),
+    [("separable", [24, 24, 48, 96], 24 * 64 * 3), ("pointwise", [8, 16, 32, 32], 8 * 64 * 9)],
+)
+def test_cnns_of_the_demo_are_the_same_function_from_the_same_weights(form, ranks, first):
+    from count import products
+    from lowrank.networks import DENSE, IMAGE, LATH, cnn_task, networks
+
+    models, report = networks(cnn_task(ratio=0.125, form=form), seed=3)
+    pair = "two nn.Conv2d"
+    x = torch.randn(3, *IMAGE[1:])
+    torch.testing.assert_close(models[LATH](x), models[pair](x), rtol=1e-4, atol=1e-5)
+    assert [row.rank for row in report] == [None, *ranks, None]
+
+    assert products(models[LATH], IMAGE) == products(models[pair], IMAGE)
+    assert products(models[LATH], IMAGE)[:2] == [64 * 9 * 28**2, first * 28**2]
+    dense = [64 * 9 * 28**2, 64 * 64 * 9 * 28**2, 64 * 128 * 9 * 14**2, 128 * 256 * 9 * 7**2, 256 * 256 * 9 * 7**2]
+    assert products(models[DENSE], IMAGE) == [*dense, 256 * 10]
+
+
+def test_pairs_have_what_a_layer_can_have():
+    """Inner biases, groups, stride, padding and dilation."""
+    from lath.nn import LowRankConv2d, LowRankLinear
+    from lowrank.networks import as_pairs
+
+    conv = {"stride": (2, 1), "padding": (2, 1), "dilation": (2, 1), "groups": 2, "inner_bias": True}
+    for mode in ("separable", "pointwise"):
+        model = torch.nn.Sequential(
+            LowRankConv2d(4, 6, (3, 2), 2, mode=mode, **conv), LowRankLinear(9, 4, 2, bias=False, inner_bias=True)
+        )
+        x = torch.randn(2, 4, 11, 8)
+        torch.testing.assert_close(as_pairs(model)(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_layout_reaches_every_layer():
+    """Also from images with one channel, which look the same in both layouts."""
+    from lowrank.networks import IMAGE, cnn
+    from training import CHANNELS_LAST, CONTIGUOUS
+
+    images, model = torch.randn(3, *IMAGE[1:]), cnn()
+    for layout in (CONTIGUOUS, CHANNELS_LAST):
+        model.to(memory_format=layout)
+        assert model.features(images.to(memory_format=layout)).is_contiguous(memory_format=layout)
+
+
+# ---- the other scripts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_resnet18_goes_through_everything(folder, tmp_path, capsys):
+    _need("tqdm", "torchvision")
+    from resnet18_finetune import main
+
+    output = tmp_path / "resnet18"
+    assert main(f"--quick --steps 2 --batch 4 --ratio 0.1 --output {output}".split()) == 0
+    out, _ = capsys.readouterr()
+    assert "layer4.1.conv2         LowRankConv2d" in out
+    assert "16 layers; logits differ by" in out
+    differences = [float(d) for d in re.findall(r"differ by (\S+)", out)]
+    assert len(differences) == 3
+    assert max(differences) < 1e-3
+    assert {path.name for path in output.iterdir()} == {"resnet18_weights.pt", "resnet18.pt2"}
+
+
+@pytest.mark.slow
+def test_rank_sweep_tells_and_draws(folder, tmp_path, capsys):
+    _need("matplotlib", "tqdm")
+    from rank_sweep import main
+
+    assert main(f"--quick --images 8 --batch 4 --ratios 0.25 0.05 --output {tmp_path}".split()) == 0
+    out, _ = capsys.readouterr()
+    rows = re.findall(r"^(dense|separable|pointwise) +([\d.]*) +[\d.]+ +[\d.]+ ms", out, re.MULTILINE)
+    assert rows == [
+        ("dense", ""),
+        *((form, ratio) for form in ("separable", "pointwise") for ratio in ("0.05", "0.25")),
+    ]
+    assert (tmp_path / "rank_sweep.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_peak_memory_is_what_is_alive_at_once():
@@ -187,5 +289,11 @@ def test_convert_your_model_runs(capsys):
 def _forget_example_modules():
     """The examples are scripts with short names; none may stay behind for other tests."""
     yield
-    for name in ("convert_your_model", "data", "fashion_mnist", "measure", "lowrank", "lowrank.figure"):
-        sys.modules.pop(name, None)
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(EXAMPLES)) or name == "lowrank":
+            del sys.modules[name]
+
+
+def _need(*packages: str) -> None:
+    for package in packages:
+        pytest.importorskip(package)
