@@ -146,15 +146,24 @@ int64_t lath_plane_size(int64_t floats) {
   return (lines + !(lines & 1)) * line;
 }
 
+static void gather_strided(const struct lath_kernels *kernels, const struct lath_columns *columns, const float *copies,
+                           int64_t s_tap, int64_t s_h, int64_t rows, float *plane, int64_t s_plane) {
+  for (int64_t h = 0; h < rows; h++) memset(plane + h * s_plane, 0, (size_t)columns->in * sizeof *plane);
+  for (int64_t j = 0; j < columns->taps; j++) {
+    int64_t first, last;
+    const int64_t shift = reach(columns, j, &first, &last);
+    kernels->add_to_rows(rows, first, last, copies + j * s_tap, s_h, plane + shift, s_plane, columns->stride);
+  }
+}
+
 void lath_gather_columns(const struct lath_kernels *kernels, const struct lath_columns *columns, const struct lath_copies *from,
                          int64_t channels, int64_t rows, float *planes, int64_t s_c, int64_t s_h) {
   for (int64_t c = 0; c < channels; c++) {
-    for (int64_t h = 0; h < rows; h++) memset(planes + c * s_c + h * s_h, 0, (size_t)columns->in * sizeof *planes);
-    for (int64_t j = 0; j < columns->taps; j++) {
-      int64_t first, last;
-      const int64_t shift = reach(columns, j, &first, &last);
-      kernels->add_to_rows(rows, first, last, from->data + c * from->s_c + j * from->s_tap, from->s_h, planes + c * s_c + shift,
-                           s_h, columns->stride);
-    }
+    const float *copies = from->data + c * from->s_c;
+    if (columns->stride == 1)
+      kernels->sum_rows(rows, columns->in, columns->taps, columns->pad, columns->dilation, columns->out, copies, from->s_tap,
+                        from->s_h, planes + c * s_c, s_h);
+    else
+      gather_strided(kernels, columns, copies, from->s_tap, from->s_h, rows, planes + c * s_c, s_h);
   }
 }

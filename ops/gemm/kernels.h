@@ -51,6 +51,10 @@ struct lath_kernels {
   void (*dot)(int64_t m, int64_t n, int64_t k, const float *a, int64_t s_a, const float *b, int64_t s_b, const float *bias,
               float *c, int64_t s_c);
 
+  /* C (m, n) = or += A B^T with row j of B at b + b_rows[j]. For short n, where panels of B would be half empty. */
+  void (*dot_listed)(int64_t m, int64_t n, int64_t k, const float *a, int64_t s_a, const float *b, const int64_t *b_rows,
+                     int accumulate, float *c, int64_t s_c);
+
   /* One panel from n <= width columns: of B^T given as (n, k) rows, or of B given as (k, n) rows. */
   void (*pack_transposed)(int64_t n, int64_t k, const float *w, int64_t s_w, int64_t width, float *panel);
   void (*pack_plain)(int64_t n, int64_t k, const float *w, int64_t s_w, int64_t width, float *panel);
@@ -66,7 +70,10 @@ struct lath_kernels {
   /* Rows of images. In each row: dst[w] = src[w * step] for from <= w < to, and zero in the rest of dst[0, width). */
   void (*copy_rows)(int64_t rows, int64_t width, int64_t from, int64_t to, const float *src, int64_t s_src, int64_t step,
                     float *dst, int64_t s_dst);
-  /* The way back: dst[w * step] += src[w] for from <= w < to. */
+  /* The way back. For one step: dst[w] = the sum over taps j of src[j * s_tap + w + shift - j * dilation], where that lies within
+   * [0, n); for all w of [0, width) and in each row. For other steps: dst[w * step] += src[w] for from <= w < to. */
+  void (*sum_rows)(int64_t rows, int64_t width, int64_t taps, int64_t shift, int64_t dilation, int64_t n, const float *src,
+                   int64_t s_tap, int64_t s_src, float *dst, int64_t s_dst);
   void (*add_to_rows)(int64_t rows, int64_t from, int64_t to, const float *src, int64_t s_src, float *dst, int64_t s_dst,
                       int64_t step);
 

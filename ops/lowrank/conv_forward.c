@@ -56,7 +56,7 @@ static int writes_in_place(const struct forward *f) {
 static void set_strips(struct forward *f, const struct lath_host *host, int64_t macs) {
   const struct lath_lowrank_conv2d *a = f->a;
   f->workers = lath_host_workers(host, macs);
-  f->images = lath_smaller(lath_images_side_by_side(a->batch, f->s.out_height * f->s.width),
+  f->images = lath_smaller(lath_images_side_by_side(a->batch, f->s.out_height * f->s.width, LATH_FEW_PIXELS),
                            lath_larger(1, lath_ceil_div(a->batch, f->workers)));
   const int64_t units = lath_ceil_div(a->batch, f->images);
   f->bands = units % f->workers == 0 || units >= 4 * f->workers ? 1 : lath_smaller(f->s.out_height, 4 * f->workers);

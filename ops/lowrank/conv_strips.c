@@ -2,10 +2,8 @@
  * conv_strips.c - how a low-rank convolution is cut into pieces that fit the caches. */
 #include "lowrank/conv_strips.h"
 
-#define FEW_PIXELS 64
-
-int64_t lath_images_side_by_side(int64_t batch, int64_t pixels) {
-  if (pixels >= FEW_PIXELS) return 1;
+int64_t lath_images_side_by_side(int64_t batch, int64_t pixels, int64_t few) {
+  if (pixels >= few) return 1;
   return lath_larger(1, lath_smaller(batch, lath_ceil_div(LATH_STRIP_PIXELS, lath_larger(pixels, 1))));
 }
 

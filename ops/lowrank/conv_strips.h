@@ -14,8 +14,9 @@ static inline int64_t lath_smaller(int64_t a, int64_t b) { return a < b ? a : b;
 static inline int64_t lath_larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t lath_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* Images that are put side by side because a single one has too few pixels to fill vectors and caches; 1 for others. */
-int64_t lath_images_side_by_side(int64_t batch, int64_t pixels);
+/* Images that are put side by side where a single one has fewer than `few` pixels: as many as make LATH_STRIP_PIXELS; else 1. */
+int64_t lath_images_side_by_side(int64_t batch, int64_t pixels, int64_t few);
+#define LATH_FEW_PIXELS 64 /* fill vectors, and read weights often enough */
 
 /* Rows of a strip: of about `pixels` pixels, of equal height as far as `rows` allows. */
 int64_t lath_strip_rows(int64_t rows, int64_t pitch, int64_t pixels);

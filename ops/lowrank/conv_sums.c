@@ -8,7 +8,9 @@
 #include "core/host.h"
 #include "gemm/gemm.h"
 
-#define BLOCK_ROWS 256 /* rows of copies at a time, each of a strip's pixels: they stay in L2 */
+#define BLOCK_ROWS 192   /* rows of copies at a time, each of a strip's pixels: they stay in L2 */
+#define STRIP_PIXELS 512 /* sums over fewer pixels spend their time on adding up */
+#define FEW_IN_PLACE 128 /* images of fewer pixels are put side by side, others only where they are copied anyway */
 
 /* ---- buffers -------------------------------------------------------------------------------------------------------------------------- */
 
@@ -26,12 +28,19 @@ static struct lath_columns wide_columns(const struct lath_sums *s) {
   return s->wide_is_input ? s->columns : lath_plain_columns(s->columns.out);
 }
 
-static int reads_in_place(const struct lath_sums *s) {
+/* Whether the wide one could be read where it lies, image by image. */
+static int fits_in_place(const struct lath_sums *s) {
   const struct lath_columns c = wide_columns(s);
   const struct lath_conv_rows *r = s->stage;
   const int rows = !s->wide_is_input || (r->taps == 1 && r->stride == 1 && r->pad == 0 && r->in == r->out);
-  return rows && c.taps == 1 && c.stride == 1 && c.pad == 0 && c.in == c.out && s->images == 1 &&
+  return rows && c.taps == 1 && c.stride == 1 && c.pad == 0 && c.in == c.out &&
          lath_images_are_planes(s->wide_dtype, wide_images(s), c.in);
+}
+
+/* Inner products of rows waste no lanes of a vector, whatever the rank, but have to fold each vector into a number. */
+static int prefers_dots(const struct lath_sums *s) {
+  const int64_t lanes = s->kernels->lanes, padded = lath_ceil_div(s->rank, lanes) * lanes;
+  return padded == lanes || 5 * s->rank < 4 * padded;
 }
 
 /* Rows of one channel of the wide one in a product: its taps. */
@@ -40,10 +49,12 @@ static int64_t rows_per_channel(const struct lath_sums *s) { return s->wide_is_i
 void lath_sums_take(struct lath_sums *s, const struct lath_host *host, int64_t macs, struct lath_arena *arena) {
   s->kernels = lath_kernels();
   s->workers = lath_smaller(lath_host_workers(host, macs), lath_larger(1, s->wide));
-  s->images = lath_images_side_by_side(s->batch, s->stage->out * s->columns.out);
+  const int64_t pixels = s->stage->out * s->columns.out;
+  s->in_place = fits_in_place(s) && pixels >= FEW_IN_PLACE;
+  s->images = s->in_place ? 1 : lath_images_side_by_side(s->batch, pixels, LATH_STRIP_PIXELS);
   s->pitch = s->images * s->columns.out;
-  s->rows = lath_strip_rows(s->stage->out, s->pitch, LATH_STRIP_PIXELS);
-  s->in_place = reads_in_place(s);
+  s->rows = lath_strip_rows(s->stage->out, s->pitch, STRIP_PIXELS);
+  s->dots = prefers_dots(s);
   lath_slots_take(&s->input_slots, s->stage, s->rows, arena);
   s->output_rows = (struct lath_conv_rows){.taps = 1, .stride = 1, .dilation = 1, .in = s->stage->out, .out = s->stage->out};
   lath_slots_take(&s->output_slots, &s->output_rows, s->rows, arena);
@@ -56,11 +67,11 @@ void lath_sums_take(struct lath_sums *s, const struct lath_host *host, int64_t m
   s->copies_size = s->in_place ? 0 : lath_with_slack(s->kernels, s->block * columns.taps * s->wide_plane);
   s->planes_size = lath_planes_copy(s->wide_dtype, wide_images(s), s->block, wide_slots(s)->total, columns.in);
   s->thin_size = s->rank * s->thin_plane;
-  s->turned_size = lath_with_slack(s->kernels, s->thin_plane * s->s_turned);
+  s->turned_size = s->dots ? 0 : lath_with_slack(s->kernels, s->thin_plane * s->s_turned);
   s->scratch_size = lath_product_scratch(s->kernels);
   s->wide_rows = lath_take_integers(arena, s->block * taps);
-  s->turned_rows = lath_take_integers(arena, s->rows * s->pitch);
-  s->sums = lath_take(arena, s->groups * s->wide, s->stage->taps * s->columns.taps * s->rank);
+  s->thin_rows = lath_take_integers(arena, s->dots ? s->rank * s->stage->taps : s->rows * s->pitch);
+  s->sums = s->dots ? NULL : lath_take(arena, s->groups * s->wide, s->stage->taps * s->columns.taps * s->rank);
   s->copies = lath_take(arena, s->workers, s->copies_size);
   s->planes = lath_take(arena, s->workers, s->planes_size);
   s->thin = lath_take(arena, s->workers, s->thin_size);
@@ -72,10 +83,13 @@ static void fill_lists(struct lath_sums *s) {
   lath_slots_fill(&s->input_slots);
   lath_slots_fill(&s->output_slots);
   const int64_t taps = s->stage->taps, across = s->columns.taps;
-  for (int64_t p = 0; p < s->rows * s->pitch; p++) s->turned_rows[p] = p * s->s_turned;
+  for (int64_t p = 0; !s->dots && p < s->rows * s->pitch; p++) s->thin_rows[p] = p * s->s_turned;
+  for (int64_t q = 0; s->dots && q < s->rank; q++)
+    for (int64_t i = 0; i < taps; i++)
+      s->thin_rows[q * taps + i] = q * s->thin_plane + (s->wide_is_input ? 0 : s->input_slots.tap[i] * s->pitch);
   for (int64_t c = 0; c < s->block; c++) {
-    if (!s->wide_is_input) s->wide_rows[c] = c * s->wide_plane;
-    for (int64_t i = 0; s->wide_is_input && i < taps; i++)
+    if (!s->wide_is_input || s->in_place) s->wide_rows[c] = c * (s->in_place ? wide_images(s)->s_c : s->wide_plane);
+    for (int64_t i = 0; s->wide_is_input && !s->in_place && i < taps; i++)
       for (int64_t j = 0; j < across; j++)
         s->wide_rows[(c * taps + i) * across + j] = (c * across + j) * s->wide_plane + s->input_slots.tap[i] * s->pitch;
   }
@@ -116,13 +130,13 @@ static void load(const struct strip *t, const struct lath_slots *slots, lath_dty
   }
 }
 
-/* The thin one as (pixels, rank): the rows of B. */
-static void turn_thin(const struct strip *t) {
+/* The thin one, and unless inner products read it as it is, turned to (pixels, rank): the rows of B. */
+static void load_thin(const struct strip *t) {
   const struct lath_sums *s = t->s;
   const struct lath_columns plain = lath_plain_columns(s->columns.out);
   const struct lath_slots *slots = thin_slots(s);
   load(t, slots, LATH_F32, thin_images(s), &plain, t->group * s->rank, s->rank, NULL, t->thin, s->thin_plane);
-  s->kernels->transpose(s->rank, slots->total * s->pitch, t->thin, s->thin_plane, t->turned, s->s_turned);
+  if (!s->dots) s->kernels->transpose(s->rank, slots->total * s->pitch, t->thin, s->thin_plane, t->turned, s->s_turned);
 }
 
 /* sums (rows of these channels, rank) += wide (rows, pixels) thin (pixels, rank), the thin one `slot` rows further on. */
@@ -130,7 +144,7 @@ static void add_product(const struct strip *t, const float *wide, int64_t s_wide
                         int64_t slot, float *sums) {
   const struct lath_sums *s = t->s;
   const struct lath_panels b =
-      lath_panels_listed(s->kernels, s->rank, t->rows * s->pitch, t->turned + slot * s->pitch * s->s_turned, s->turned_rows);
+      lath_panels_listed(s->kernels, s->rank, t->rows * s->pitch, t->turned + slot * s->pitch * s->s_turned, s->thin_rows);
   const struct lath_product product = {.m = channels * rows_per_channel(s),
                                        .a = wide,
                                        .s_a = s_wide,
@@ -141,6 +155,21 @@ static void add_product(const struct strip *t, const float *wide, int64_t s_wide
                                        .s_c = s->rank,
                                        .scratch = t->scratch};
   lath_multiply(s->kernels, &product);
+}
+
+/* The same sums as inner products, straight into the weight: (rank, channels and taps) or (channels, rank and taps). */
+static void add_dots(const struct strip *t, const float *wide, int64_t s_wide, const int64_t *rows, int64_t c,
+                     int64_t channels) {
+  const struct lath_sums *s = t->s;
+  const int64_t pixels = t->rows * s->pitch, taps = s->stage->taps, per_channel = rows_per_channel(s);
+  if (s->wide_is_input) {
+    const int64_t length = s->wide * per_channel;
+    s->kernels->dot_listed(s->rank, channels * per_channel, pixels, t->thin, s->thin_plane, wide, rows, !t->first,
+                           s->d_weight + t->group * s->rank * length + c * per_channel, length);
+  } else {
+    s->kernels->dot_listed(channels, s->rank * taps, pixels, wide, s_wide, t->thin, s->thin_rows, !t->first,
+                           s->d_weight + (t->group * s->wide + c) * s->rank * taps, s->rank * taps);
+  }
 }
 
 /* With vertical taps in the wide one they are rows of one product; in the thin one, each is a product of its own. */
@@ -158,9 +187,10 @@ static void add_channels(const struct strip *t, int64_t c, int64_t channels) {
     const struct lath_columns columns = wide_columns(s);
     load(t, wide_slots(s), s->wide_dtype, images, &columns, channel, channels, t->planes, t->copies, s->wide_plane);
   }
-  const int64_t *rows = s->in_place ? NULL : s->wide_rows;
+  const int64_t *rows = s->in_place && !s->dots ? NULL : s->wide_rows;
   const int64_t products = s->wide_is_input ? 1 : s->stage->taps;
-  for (int64_t i = 0; s->d_weight && i < products; i++) {
+  if (s->d_weight && s->dots) add_dots(t, wide, s_wide, rows, c, channels);
+  for (int64_t i = 0; s->d_weight && !s->dots && i < products; i++) {
     const int64_t row = (i * s->groups * s->wide + channel) * rows_per_channel(s);
     add_product(t, wide, s_wide, rows, channels, thin_slots(s)->tap[i], s->sums + row * s->rank);
   }
@@ -169,7 +199,7 @@ static void add_channels(const struct strip *t, int64_t c, int64_t channels) {
 
 static void run_strip(struct strip *t) {
   const struct lath_sums *s = t->s;
-  if (s->d_weight || s->wide_is_input) turn_thin(t);
+  if (s->d_weight || s->wide_is_input) load_thin(t);
   if (s->d_bias && s->wide_is_input && t->from == 0)
     s->kernels->add_columns(s->rank, t->rows * s->pitch, t->thin, s->thin_plane, s->d_bias + t->group * s->rank);
   for (int64_t c = t->from; c < t->to && (s->d_weight || !s->wide_is_input); c += s->block)
@@ -206,7 +236,7 @@ static void run_channels(struct strip *t) {
       run_strip(t);
     }
   }
-  if (s->d_weight) write_weight(t);
+  if (s->d_weight && !s->dots) write_weight(t);
 }
 
 static void share_channels(void *arg, int64_t begin, int64_t end) {

@@ -29,9 +29,10 @@ struct lath_sums {
   int64_t workers, images, pitch, rows, block;
   int64_t wide_plane, thin_plane, s_turned;
   int in_place;                                /* the wide one is read where it lies */
+  int dots;                                    /* inner products along pixels instead of panels of the thin one */
   struct lath_conv_rows output_rows;           /* each met once */
   struct lath_slots input_slots, output_slots; /* of the strip's input and output rows */
-  int64_t *wide_rows, *turned_rows;
+  int64_t *wide_rows, *thin_rows;
   float *sums; /* per group (wide taps columns.taps, rank), before they are turned to d_weight */
   float *copies, *planes, *thin, *turned, *scratch; /* per worker */
   int64_t copies_size, planes_size, thin_size, turned_size, scratch_size;

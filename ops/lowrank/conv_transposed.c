@@ -22,17 +22,19 @@ static int64_t step_of(const struct lath_conv_rows *stage, int64_t tap) { return
 struct phase {
   int64_t residue;
   int64_t first, rows;       /* m of the first row of this residue, and how many there are */
-  int64_t nearest, farthest; /* steps of its taps; farthest < 0: no tap */
+  int64_t taps, before;      /* taps that meet it, and those of the residues that come before it */
+  int64_t nearest, farthest; /* steps of its taps */
 };
 
 static struct phase phase_of(const struct lath_conv_rows *stage, int64_t residue) {
-  struct phase p = {.residue = residue, .farthest = -1};
+  struct phase p = {.residue = residue};
   p.first = stage->pad > residue ? lath_ceil_div(stage->pad - residue, stage->stride) : 0;
   const int64_t row = residue + stage->stride * p.first - stage->pad;
   p.rows = row < stage->in ? lath_ceil_div(stage->in - row, stage->stride) : 0;
   for (int64_t i = 0; i < stage->taps; i++) {
+    p.before += residue_of(stage, i) < residue;
     if (residue_of(stage, i) != residue) continue;
-    if (p.farthest < 0) p.nearest = step_of(stage, i);
+    if (p.taps++ == 0) p.nearest = step_of(stage, i);
     p.farthest = step_of(stage, i);
   }
   return p;
@@ -58,7 +60,7 @@ static int writes_directly(const struct lath_transposed *t) {
 static void take_strips(struct lath_transposed *t, const struct lath_host *host, int64_t macs) {
   t->workers = lath_host_workers(host, macs);
   const int64_t even = lath_larger(1, lath_ceil_div(t->batch, t->workers));
-  t->images = lath_smaller(lath_images_side_by_side(t->batch, t->stage->out * t->columns.out), even);
+  t->images = lath_smaller(lath_images_side_by_side(t->batch, t->stage->out * t->columns.out, LATH_FEW_PIXELS), even);
   t->pitch = t->images * t->columns.out;
   const int64_t fit = SOURCE_FLOATS / lath_larger(t->sources, 1);
   const int64_t pixels = lath_smaller(lath_larger(fit, FEWEST_PIXELS), LATH_STRIP_PIXELS);
@@ -74,15 +76,16 @@ void lath_transposed_take(struct lath_transposed *t, const struct lath_host *hos
   t->block = t->direct ? t->targets : lath_smaller(t->targets, lath_larger(1, BLOCK_ROWS / taps));
   t->source_plane = lath_plane_size(slots * t->pitch);
   t->target_plane = lath_plane_size(t->rows * t->pitch);
-  t->s_turned = lath_row_stride(t->sources);
+  t->s_turned = lath_row_stride(t->stage->taps * t->sources);
   t->copies_size = t->in_place ? 0 : lath_with_slack(t->kernels, t->sources * t->source_plane);
   t->source_planes_size = lath_planes_copy(t->source_dtype, &t->source, t->sources, slots, t->columns.out);
   t->products_size = t->direct ? 0 : lath_with_slack(t->kernels, t->block * taps * t->target_plane);
   t->planes_size = lath_planes_copy(t->target_dtype, &t->target, t->block, t->rows, t->columns.in);
   t->scratch_size = lath_product_scratch(t->kernels);
-  t->turned = lath_take(arena, t->groups * t->targets * t->stage->taps * taps, t->s_turned);
-  t->source_rows = lath_take_integers(arena, t->sources);
-  t->weight_rows = lath_take_integers(arena, t->targets * taps);
+  t->turned = lath_take(arena, t->groups * t->targets * taps, t->s_turned);
+  t->turning_size = t->stage->taps * taps * t->sources;
+  t->turning = lath_take(arena, t->workers, t->turning_size);
+  t->source_rows = lath_take_integers(arena, t->stage->taps * t->sources);
   t->copies = lath_take(arena, t->workers, t->copies_size);
   t->source_planes = lath_take(arena, t->workers, t->source_planes_size);
   t->products = lath_take(arena, t->workers, t->products_size);
@@ -90,23 +93,40 @@ void lath_transposed_take(struct lath_transposed *t, const struct lath_host *hos
   t->scratch = lath_take(arena, t->workers, t->scratch_size);
 }
 
-/* Row (c, i, j) of the turned weight holds the sources of that tap. */
-static void turn_weight(void *arg, int64_t begin, int64_t end) {
-  const struct lath_transposed *t = arg;
-  const int64_t rows = t->targets * t->stage->taps * t->columns.taps;
-  for (int64_t w = begin; w < end; w++) {
-    const int64_t from = rows * w / t->workers, to = rows * (w + 1) / t->workers;
-    for (int64_t g = 0; g < t->groups; g++)
-      t->kernels->transpose(t->sources, to - from, t->weight + g * t->sources * t->s_weight + from, t->s_weight,
-                            t->turned + (g * rows + from) * t->s_turned, t->s_turned);
-  }
+/* The place of a tap among all taps when they are sorted by residue: those of one residue are neighbours. */
+static int64_t place_of(const struct lath_conv_rows *stage, int64_t tap) {
+  int64_t place = phase_of(stage, residue_of(stage, tap)).before;
+  for (int64_t i = 0; i < tap; i++) place += residue_of(stage, i) == residue_of(stage, tap);
+  return place;
 }
 
+/* Row (c, j) of the turned weight holds (place of i, sources): what one pixel of a product is a sum over. */
+static void turn_channel(const struct lath_transposed *t, int64_t group, int64_t c, float *turning) {
+  const int64_t taps = t->stage->taps, across = t->columns.taps, columns = taps * across;
+  t->kernels->transpose(t->sources, columns, t->weight + group * t->sources * t->s_weight + c * columns, t->s_weight, turning,
+                        t->sources);
+  float *to = t->turned + (group * t->targets + c) * across * t->s_turned;
+  for (int64_t i = 0; i < taps; i++)
+    for (int64_t j = 0; j < across; j++)
+      memcpy(to + j * t->s_turned + place_of(t->stage, i) * t->sources, turning + (i * across + j) * t->sources,
+             (size_t)t->sources * sizeof *to);
+}
+
+static void turn_weight(void *arg, int64_t begin, int64_t end) {
+  const struct lath_transposed *t = arg;
+  for (int64_t w = begin; w < end; w++)
+    for (int64_t g = 0; g < t->groups; g++)
+      for (int64_t c = t->targets * w / t->workers; c < t->targets * (w + 1) / t->workers; c++)
+        turn_channel(t, g, c, t->turning + w * t->turning_size);
+}
+
+/* In every phase its farthest tap meets slot 0, and each other tap lies as many slots further on as it is nearer. */
 static void fill_lists(struct lath_transposed *t) {
-  const int64_t taps = t->columns.taps;
-  for (int64_t k = 0; k < t->sources; k++) t->source_rows[k] = k * t->source_plane;
-  for (int64_t c = 0; c < t->targets; c++)
-    for (int64_t j = 0; j < taps; j++) t->weight_rows[c * taps + j] = (c * t->stage->taps * taps + j) * t->s_turned;
+  for (int64_t i = 0; i < t->stage->taps; i++) {
+    const int64_t slot = phase_of(t->stage, residue_of(t->stage, i)).farthest - step_of(t->stage, i);
+    for (int64_t k = 0; k < t->sources; k++)
+      t->source_rows[place_of(t->stage, i) * t->sources + k] = k * t->source_plane + slot * t->pitch;
+  }
 }
 
 /* ---- one strip ------------------------------------------------------------------------------------------------------------------------ */
@@ -145,36 +165,31 @@ static void load_sources(const struct strip *s) {
 /* Target channels c .. c + channels - 1, all of their horizontal taps: `to` (rows of the product, pixels). */
 static void multiply_copies(const struct strip *s, int64_t c, int64_t channels, float *to, int64_t s_to) {
   const struct lath_transposed *t = s->t;
-  const int64_t taps = t->columns.taps, rows = t->targets * t->stage->taps * taps;
-  enum lath_start start = LATH_START_ROWS;
-  for (int64_t i = 0; i < t->stage->taps; i++) {
-    if (residue_of(t->stage, i) != s->phase->residue) continue;
-    const float *pixels = s->copies + (s->phase->farthest - step_of(t->stage, i)) * t->pitch;
-    const struct lath_panels b = lath_panels_listed(t->kernels, s->rows * t->pitch, t->sources, pixels, t->source_rows);
-    const struct lath_product product = {.m = channels * taps,
-                                         .a = t->turned + (s->group * rows + i * taps) * t->s_turned,
-                                         .a_rows = t->weight_rows + c * taps,
-                                         .b = &b,
-                                         .start = start,
-                                         .c = to,
-                                         .s_c = s_to,
-                                         .scratch = s->scratch};
-    lath_multiply(t->kernels, &product);
-    start = LATH_START_C;
-  }
+  const int64_t across = t->columns.taps, first = s->phase->before * t->sources;
+  const struct lath_panels b =
+      lath_panels_listed(t->kernels, s->rows * t->pitch, s->phase->taps * t->sources, s->copies, t->source_rows + first);
+  const struct lath_product product = {.m = channels * across,
+                                       .a = t->turned + (s->group * t->targets + c) * across * t->s_turned + first,
+                                       .s_a = t->s_turned,
+                                       .b = &b,
+                                       .start = LATH_START_ROWS,
+                                       .c = to,
+                                       .s_c = s_to,
+                                       .scratch = s->scratch};
+  lath_multiply(t->kernels, &product);
 }
 
 static void multiply_in_place(const struct strip *s, int64_t c, int64_t channels, float *to, int64_t s_to) {
   const struct lath_transposed *t = s->t;
-  const int64_t taps = t->columns.taps, rows = t->targets * taps, pixels = s->rows * t->pitch;
+  const int64_t across = t->columns.taps, pixels = s->rows * t->pitch;
   const float *from =
       (const float *)t->source.data + s->n * t->source.s_n + s->group * t->sources * t->source.s_c + s->m * t->source.s_h;
   for (int64_t k = 0; k < t->sources; k += LATH_BLOCK_CHANNELS) {
     const int64_t sources = lath_smaller(LATH_BLOCK_CHANNELS, t->sources - k);
     if (c == 0) lath_fetch_rows(sources, pixels, from + k * t->source.s_c, t->source.s_c);
     const struct lath_panels b = lath_panels_in_place(t->kernels, pixels, sources, from + k * t->source.s_c, t->source.s_c);
-    const struct lath_product product = {.m = channels * taps,
-                                         .a = t->turned + s->group * rows * t->s_turned + c * taps * t->s_turned + k,
+    const struct lath_product product = {.m = channels * across,
+                                         .a = t->turned + (s->group * t->targets + c) * across * t->s_turned + k,
                                          .s_a = t->s_turned,
                                          .b = &b,
                                          .start = k > 0 ? LATH_START_C : LATH_START_ROWS,
@@ -258,7 +273,7 @@ static void run_unit(struct strip *s, int64_t unit) {
   s->m = phase.first + strip * t->rows;
   s->rows = lath_smaller(t->rows, phase.rows - strip * t->rows);
   for (s->group = 0; s->group < t->groups && s->rows > 0; s->group++) {
-    if (phase.farthest < 0)
+    if (phase.taps == 0)
       zero_strip(s);
     else
       run_strip(s);

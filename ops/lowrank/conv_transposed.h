@@ -24,9 +24,10 @@ struct lath_transposed {
   /* set by lath_transposed_take */
   int64_t workers, images, pitch, rows, block; /* rows in a strip, target channels in a block */
   int64_t source_plane, target_plane, s_turned;
-  int in_place, direct; /* the source is read where it lies; the product is written where it belongs */
-  float *turned;        /* weight^T per group: (targets taps columns.taps, sources) */
-  int64_t *source_rows, *weight_rows;
+  int in_place, direct;    /* the source is read where it lies; the product is written where it belongs */
+  float *turned, *turning; /* per group (targets columns.taps, taps sources); room for one channel of it per worker */
+  int64_t turning_size;
+  int64_t *source_rows;
   float *copies, *source_planes, *products, *planes, *scratch; /* per worker */
   int64_t copies_size, source_planes_size, products_size, planes_size, scratch_size;
 };
