@@ -12,6 +12,7 @@
 #include "core/convert.h"
 #include "core/host.h"
 #include "lowrank/conv_forward.h"
+#include "lowrank/conv_linear.h"
 #include "lowrank/conv_sums.h"
 #include "lowrank/conv_transposed.h"
 #include "lowrank/lowrank.h"
@@ -161,7 +162,10 @@ lath_status lath_lowrank_conv2d_backward_workspace(const struct lath_lowrank_con
   LATH_TRY(lath_conv_shape(a, &b.s));
   if (!lath_dtype_size(a->dtype)) return LATH_UNSUPPORTED_DTYPE;
   struct lath_arena arena = lath_arena_on(NULL), first_stage;
-  if (!lath_conv_is_plain(a)) LATH_TRY(prepare(&b, a, host, &arena, &first_stage));
+  if (!lath_conv_is_plain(a) && lath_conv_is_linear(a, 1))
+    LATH_TRY(lath_conv_linear_workspace(a, 1, host, &arena.used));
+  else if (!lath_conv_is_plain(a))
+    LATH_TRY(prepare(&b, a, host, &arena, &first_stage));
   return lath_arena_bytes(&arena, lath_conv_reference_bytes(a, &b.s), bytes);
 }
 
@@ -192,6 +196,7 @@ lath_status lath_lowrank_conv2d_backward(const struct lath_lowrank_conv2d *a, co
   LATH_TRY(lath_lowrank_conv2d_backward_workspace(a, host, &bytes));
   LATH_TRY(lath_check_workspace(a->workspace, a->workspace_bytes, bytes));
   if (lath_conv_is_plain(a)) return lath_lowrank_conv2d_backward_ref(a);
+  if (lath_conv_is_linear(a, 1)) return lath_conv_linear_backward(a, host);
   struct lath_arena arena = lath_arena_on(a->workspace), first_stage;
   LATH_TRY(prepare(&b, a, host, &arena, &first_stage));
   if (!a->p && a->du) LATH_TRY(lath_conv_first_stage(a, &b.s, host, first_stage, b.z));

@@ -13,6 +13,7 @@
 #include "gemm/gemm.h"
 #include "gemm/images.h"
 #include "lowrank/conv_forward.h"
+#include "lowrank/conv_linear.h"
 #include "lowrank/conv_slots.h"
 #include "lowrank/conv_strips.h"
 
@@ -411,7 +412,10 @@ lath_status lath_lowrank_conv2d_workspace(const struct lath_lowrank_conv2d *a, c
   LATH_TRY(lath_conv_shape(a, &s));
   if (!lath_dtype_size(a->dtype)) return LATH_UNSUPPORTED_DTYPE;
   struct lath_arena arena = lath_arena_on(NULL);
-  if (!lath_conv_is_plain(a)) take(&f, a, &s, host, &arena);
+  if (!lath_conv_is_plain(a) && lath_conv_is_linear(a, 0))
+    LATH_TRY(lath_conv_linear_workspace(a, 0, host, &arena.used));
+  else if (!lath_conv_is_plain(a))
+    take(&f, a, &s, host, &arena);
   return lath_arena_bytes(&arena, lath_conv_reference_bytes(a, &s), bytes);
 }
 
@@ -423,6 +427,7 @@ lath_status lath_lowrank_conv2d(const struct lath_lowrank_conv2d *a, const struc
   LATH_TRY(lath_lowrank_conv2d_workspace(a, host, &bytes));
   LATH_TRY(lath_check_workspace(a->workspace, a->workspace_bytes, bytes));
   if (lath_conv_is_plain(a)) return lath_lowrank_conv2d_ref(a);
+  if (lath_conv_is_linear(a, 0)) return lath_conv_linear(a, host);
   struct lath_arena arena = lath_arena_on(a->workspace);
   struct forward f = {.p = a->p};
   take(&f, a, &s, host, &arena);
