@@ -437,6 +437,34 @@ def test_left_with_a_reason(case):
     assert reason in str(report)
 
 
+class Reader(nn.Module):
+    """What the attention of a Swin transformer does, and many a model for the dtype of its first layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(8, 8)
+        self.embed = nn.Sequential()
+        self.embed.conv = nn.Conv2d(8, 8, 3)
+        self.other = nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = x.to(self.embed.conv.weight.dtype)
+        return self.other(nn.functional.linear(x, self.proj.weight, self.proj.bias))
+
+
+class OwnReader(Reader):
+    pass
+
+
+@pytest.mark.parametrize("reader", [Reader, OwnReader])
+def test_a_weight_that_a_forward_reads_is_left(reader):
+    model = nn.Sequential(reader())
+    report = lath.convert(model, lath.LowRank(rank=2))
+    read = f"{reader.__name__} reads its weight directly"
+    assert [row.reason for row in report] == [read, read, None]
+    assert model(torch.randn(2, 8)).shape == (2, 8)
+
+
 def test_transformer_still_runs_in_evaluation():
     model = nn.Sequential(nn.TransformerEncoderLayer(32, 2, batch_first=True), nn.Linear(32, 32)).eval()
     lath.convert(model, lath.LowRank(rank=2))
@@ -508,6 +536,18 @@ def test_attributes_of_convolutions():
     lath.restore(model)
     assert set(vars(model[0])) == attributes
     assert model[0].note == "mine"
+
+
+def test_restoring_a_subclass_of_a_low_rank_layer():
+    class Mine(LowRankLinear):
+        pass
+
+    model = nn.Sequential(Mine(6, 5, 2))
+    x = torch.randn(3, 6)
+    y = model(x)
+    lath.restore(model)
+    assert type(model[0]) is nn.Linear
+    torch.testing.assert_close(model(x), y)
 
 
 def test_hooks_and_their_handles():

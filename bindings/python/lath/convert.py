@@ -41,6 +41,9 @@ _HOOKS = (
     "_state_dict_pre_hooks",
 )
 
+# Arguments of the smallest layer of each class.
+_SMALLEST = {nn.Linear: (1, 1), LowRankLinear: (1, 1, 1), nn.Conv2d: (1, 1, 1), LowRankConv2d: (1, 1, 1, 1)}
+
 
 def convert(model: nn.Module, spec: LowRank, include: Selection = None, exclude: Selection = None) -> Report:
     """Replace the ``nn.Linear`` and ``nn.Conv2d`` layers of ``model`` by low-rank ones, in place.
@@ -252,7 +255,7 @@ def _carry_over(old: nn.Module, new: nn.Module) -> None:
     for hook in new._load_state_dict_pre_hooks.values():
         if hook.with_module:
             hook.module = weakref.ref(new)
-    own = _own_attributes(type(old))
+    own = _own_attributes(next(kind for kind in _SMALLEST if isinstance(old, kind)))
     for name, value in old.__dict__.items():
         if name not in new.__dict__ and name not in own:
             new.__dict__[name] = value
@@ -261,5 +264,4 @@ def _carry_over(old: nn.Module, new: nn.Module) -> None:
 @cache
 def _own_attributes(kind: type[nn.Module]) -> frozenset[str]:
     """What every layer of this class has, so that a user has not added it."""
-    sizes = {nn.Linear: (1, 1), LowRankLinear: (1, 1, 1), nn.Conv2d: (1, 1, 1), LowRankConv2d: (1, 1, 1, 1)}[kind]
-    return frozenset(vars(kind(*sizes, device="meta")))
+    return frozenset(vars(kind(*_SMALLEST[kind], device="meta")))

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import dis
+import inspect
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -15,9 +18,6 @@ from .nn.factored import Factored
 DENSE = (nn.Linear, nn.Conv2d)
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-
-# Modules that read the weights of their children themselves, and so would not find them.
-_READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 # Packages of torch known by name, because loading them is slow and they are on their way out of torch.
 _FUSED = "torch.ao.nn.intrinsic."
@@ -59,7 +59,7 @@ def survey(model: nn.Module) -> list[Site]:
     owners = _owners(model)
     for site in sites.values():
         if not isinstance(site.module, Factored):
-            site.reason = _obstacle(site, owners)
+            site.reason = _reader(site, modules) or _obstacle(site, owners)
     return list(sites.values())
 
 
@@ -90,12 +90,34 @@ def _owners(model: nn.Module) -> dict[object, set[str]]:
     return owners
 
 
+def _reader(site: Site, modules: dict[str, nn.Module]) -> str | None:
+    """A module above that would look for the weight in vain, as nn.MultiheadAttention for that of its projection."""
+    for name in site.names:
+        parts = name.split(".")
+        for i in range(len(parts)):
+            kind = type(modules[".".join(parts[:i])])
+            if ".".join([*parts[i:], "weight"]) in _weights_read(kind):
+                return f"{kind.__name__} reads its weight directly"
+    return None
+
+
+@lru_cache(maxsize=256)
+def _weights_read(kind: type[nn.Module]) -> frozenset[str]:
+    """The weights of modules below that ``forward`` reads: ``self.proj.weight`` in it gives "proj.weight"."""
+    found, chain = set(), []
+    for ancestor in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+        forward = inspect.unwrap(ancestor.__dict__.get("forward", ancestor))
+        for instruction in dis.get_instructions(forward) if inspect.isfunction(forward) else ():
+            chain = [*chain, instruction.argval] if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") else []
+            if chain and chain[-1] == "weight":
+                found.add(".".join(chain))
+    return frozenset(found)
+
+
 def _obstacle(site: Site, owners: dict[object, set[str]]) -> str | None:
     """Why the layer cannot be replaced without changing what the model does, or None."""
     module = site.module
     for parent, _ in site.places:
-        if isinstance(parent, _READERS):
-            return f"{type(parent).__name__} reads its weight directly"
         if type(parent).__module__.startswith(_FUSED):
             return f"part of a fused {type(parent).__name__}"
     if _is_quantized(module):
