@@ -9,6 +9,7 @@ import lath  # noqa: F401  (loads the operators and their shape functions)
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 NONE = torch.empty(0)
 ROWS, IN, RANK, OUT = 6, 12, 4, 10
@@ -97,3 +98,16 @@ def call(name: str, arguments: list) -> tuple:
 
 def argument_name(name: str, index: int) -> str:
     return getattr(torch.ops.lath, name).default._schema.arguments[index].name
+
+
+class OperatorLog(TorchDispatchMode):
+    """Names of the lath operators that ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "lath":
+            self.names.append(func._schema.name.removeprefix("lath::"))
+        return func(*args, **(kwargs or {}))

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from operator_cases import OperatorLog
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.functional import linear
-from torch.utils._python_dispatch import TorchDispatchMode
 
 NAMES = ("x", "weight_v", "weight_u", "bias", "inner_bias")
 SHAPES = {"x": (2, 3, 6), "weight_v": (4, 6), "weight_u": (5, 4), "bias": (5,), "inner_bias": (4,)}
@@ -25,19 +25,6 @@ def arguments(dtype=torch.float64, requires=NAMES, without=()):
 
 def composition(x, v, u, bias=None, inner_bias=None):
     return linear(linear(x, v, inner_bias), u, bias)
-
-
-class OperatorLog(TorchDispatchMode):
-    """Names of the lath operators that ran."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "lath":
-            self.names.append(func._schema.name.removeprefix("lath::"))
-        return func(*args, **(kwargs or {}))
 
 
 # ---- first and second order ---------------------------------------------------------------------------------------
