@@ -21,6 +21,7 @@ PIXELS, HIDDEN, CLASSES = 784, 1024, 10
 LARGEST_RANK = (PIXELS * HIDDEN - 1) // (PIXELS + HIDDEN)  # beyond it the first layer would not get cheaper
 SMALLEST_RATIO = 1 / 64
 PLAN = "64 64 M 128 M 256 256"  # channels of the convolutions; M halves the image
+CHANNELS = PLAN.replace("M ", "").split()
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Task:
 def mlp_task(rank: int) -> Task:
     return Task(
         name="mlp",
-        title=f"MLP {PIXELS}-{HIDDEN}-{HIDDEN}-{CLASSES}, rank {rank}",
+        title=f"MLP {PIXELS}-{HIDDEN}-{HIDDEN}-{CLASSES} on Fashion-MNIST, rank {rank}",
         build=mlp,
         spec=lath.LowRank(rank=rank),
         exclude=(),
@@ -81,7 +82,7 @@ def mlp_task(rank: int) -> Task:
 def cnn_task(ratio: float, form: str) -> Task:
     return Task(
         name="cnn",
-        title=f"CNN of 3x3 convolutions, channels {PLAN.replace(' M', '').replace(' ', '-')}, {form}, ratio {ratio:g}",
+        title=f"CNN {'-'.join(CHANNELS)} (3x3) on Fashion-MNIST, {form}, ratio {ratio:g}",
         build=cnn,
         spec=lath.LowRank(ratio=ratio, conv=form),
         exclude=("features.0", "head"),  # one channel in, ten classes out: nothing to save
@@ -114,7 +115,7 @@ def cnn() -> nn.Sequential:
             features=features(PLAN, IMAGE[1], bias=False),
             pool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
-            head=nn.Linear(int(PLAN.split()[-1]), CLASSES),
+            head=nn.Linear(int(CHANNELS[-1]), CLASSES),
         )
     )
 

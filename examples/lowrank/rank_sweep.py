@@ -25,7 +25,7 @@ from count import training_macs  # isort: skip
 import lath
 from data import DataError, FashionMNIST, fashion_mnist
 from lowrank.contest import Contestant, train
-from lowrank.figure import BLANK, COLOURS, MUTED, STYLE, pyplot
+from lowrank.figure import BLANK, COLOURS, DASHES, STYLE, pyplot
 from lowrank.networks import IMAGE, SMALLEST_RATIO, cnn_task
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
@@ -89,7 +89,7 @@ def table(results: list[Result]) -> str:
 def draw(folder: Path, results: list[Result], title: str) -> Path:
     """Write ``rank_sweep.png`` into ``folder``, which is made if it does not exist, and return its path."""
     with pyplot.rc_context(STYLE):
-        figure, axis = pyplot.subplots(figsize=(9, 5.6))
+        figure, axis = pyplot.subplots(figsize=(10, 5.6))
         figure.subplots_adjust(left=0.09, right=0.97, bottom=0.11, top=0.84)
         figure.text(0.03, 0.94, title, fontsize=14, fontweight="bold")
         draw_results(axis, results)
@@ -111,19 +111,15 @@ def draw_results(axis: Axes, results: list[Result]) -> None:
         for r, point in zip(mine, points, strict=True):
             axis.annotate(f"{r.ratio:g}", point, shift, **label)
     axis.plot([1e3 * dense.seconds], [dense.accuracy], "s", color=GREY, markersize=9, label="dense")
-    axis.axhline(dense.accuracy, color=GREY, linewidth=1, linestyle=(0, (4, 2)))
-    axis.axvline(1e3 * dense.seconds, color=GREY, linewidth=1, linestyle=(0, (4, 2)))
+    axis.axhline(dense.accuracy, color=GREY, linewidth=1, linestyle=DASHES)
+    axis.axvline(1e3 * dense.seconds, color=GREY, linewidth=1, linestyle=DASHES)
     axis.set_xlim(left=0)
     axis.margins(y=0.15)
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.set_xlabel(
-        "milliseconds of a training step, median; the numbers are ratios of the rank to the size of a layer"
-    )
-    axis.set_ylabel("test accuracy", color=MUTED)
-    axis.set_title(
-        "Left of the grey line is faster than dense, above it more accurate", fontsize=10, fontweight="normal"
-    )
-    axis.legend(loc="lower right", frameon=False)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    axis.set_xlabel("milliseconds of a training step, median; at the points: the ratio")
+    axis.set_ylabel("test accuracy")
+    axis.set_title("left of the cross: faster than dense; above: more accurate", fontsize=10, fontweight="normal")
+    axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
