@@ -245,7 +245,7 @@ def traced_route(
 
 def _dense_pays(shape_v: torch.Size, shape_u: torch.Size, size: tuple[int, int], g: Geometry) -> bool:
     channels = shape_v[1] * g.groups, shape_u[0]
-    mode = CONV_MODES[not g.separable]
+    mode = "separable" if g.separable else "pointwise"  # an index of a bool is too much for the tracer of torch 2.10
     return shape_u[1] > conv_break_even_rank(*channels, size, mode, g.groups, (g.stride_h, g.stride_w))
 
 
