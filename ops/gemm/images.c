@@ -4,7 +4,6 @@
 
 #include <string.h>
 
-#include "core/arena.h"
 #include "core/bf16.h"
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -52,7 +51,9 @@ struct lath_planes lath_read_planes(const struct lath_kernels *kernels, lath_dty
   if (reads_in_place(dtype, images, part->width)) return (struct lath_planes){.data = src, .s_c = images->s_c, .s_h = s_h};
   if (dtype == LATH_BF16)
     read_pixels((const uint16_t *)images->data + at, images->s_c, s_h, images->s_w, part, copy);
-  else if (images->s_c == 1 && part->channels > 1)
+  else if (images->s_c == 1 && s_h == part->width * images->s_w)
+    kernels->transpose(part->rows * part->width, part->channels, src, images->s_w, copy, part->rows * part->width);
+  else if (images->s_c == 1)
     for (int64_t h = 0; h < part->rows; h++)
       kernels->transpose(part->width, part->channels, src + h * s_h, images->s_w, copy + h * part->width,
                          part->rows * part->width);
@@ -84,9 +85,10 @@ void lath_write_planes(const struct lath_kernels *kernels, lath_dtype dtype, con
   if (dtype == LATH_BF16)
     write_pixels(planes, part, (uint16_t *)images->data + at, images->s_c, s_h, images->s_w);
   else if (images->s_w == 1)
-    for (int64_t c = 0; c < part->channels; c++)
-      kernels->copy_rows(part->rows, part->width, 0, part->width, planes->data + c * planes->s_c, planes->s_h, 1,
-                         dst + c * images->s_c, s_h);
+    kernels->copy_rows(part->channels, part->rows, part->width, 0, part->width, planes->data, planes->s_c, planes->s_h, 1, dst,
+                       images->s_c, s_h);
+  else if (images->s_c == 1 && s_h == part->width * images->s_w && planes->s_h == part->width)
+    kernels->transpose(part->channels, part->rows * part->width, planes->data, planes->s_c, dst, images->s_w);
   else if (images->s_c == 1)
     for (int64_t h = 0; h < part->rows; h++)
       kernels->transpose(part->channels, part->width, planes->data + h * planes->s_h, planes->s_c, dst + h * s_h, images->s_w);
@@ -107,32 +109,64 @@ static int64_t reach(const struct lath_columns *c, int64_t j, int64_t *from, int
   return shift;
 }
 
-/* A few channels at a time: their rows stay in L1 from one tap to the next. */
-#define SPREAD_CHANNELS 4
+void lath_columns_take(struct lath_columns *c, const struct lath_kernels *kernels, int64_t rows, struct lath_arena *arena) {
+  if (c->stride != 1 || c->in != c->out) return;
+  c->vectors = (rows * c->out + kernels->lanes - 1) / kernels->lanes;
+  c->lanes_of = (uint32_t *)(void *)lath_take(arena, c->taps, c->vectors);
+}
 
-void lath_spread_columns(const struct lath_kernels *kernels, const struct lath_columns *columns,
-                         const struct lath_planes *planes, int64_t channels, int64_t rows, const struct lath_copies *to) {
-  for (int64_t c = 0; c < channels; c += SPREAD_CHANNELS) {
-    for (int64_t k = c + SPREAD_CHANNELS; k < smaller(channels, c + 2 * SPREAD_CHANNELS); k++)
-      lath_fetch_rows(rows, columns->in, planes->data + k * planes->s_c, planes->s_h);
-    for (int64_t j = 0; j < columns->taps; j++) {
-      int64_t first, last;
-      const int64_t shift = reach(columns, j, &first, &last);
-      for (int64_t k = c; k < smaller(channels, c + SPREAD_CHANNELS); k++)
-        kernels->copy_rows(rows, columns->out, first, last, planes->data + k * planes->s_c + shift, planes->s_h,
-                           columns->stride, to->data + k * to->s_c + j * to->s_tap, to->s_h);
+void lath_columns_fill(const struct lath_columns *c, const struct lath_kernels *kernels) {
+  for (int64_t j = 0; c->lanes_of && j < c->taps; j++) {
+    const int64_t shift = j * c->dilation - c->pad;
+    for (int64_t v = 0; v < c->vectors; v++) {
+      uint32_t bits = 0;
+      for (int64_t i = 0; i < kernels->lanes; i++) {
+        const int64_t w = (v * kernels->lanes + i) % c->out + shift;
+        bits |= (uint32_t)(w >= 0 && w < c->in) << i;
+      }
+      c->lanes_of[j * c->vectors + v] = bits;
     }
   }
 }
 
+/* One tap of some planes. */
+static void spread_tap(const struct lath_kernels *kernels, const struct lath_columns *columns, int64_t j, const float *data,
+                       const struct lath_planes *planes, int64_t channels, int64_t rows, const struct lath_copies *to,
+                       float *dst) {
+  int64_t first, last;
+  const int64_t shift = reach(columns, j, &first, &last);
+  if (columns->lanes_of && planes->s_h == columns->in && to->s_h == columns->out)
+    kernels->copy_masked(channels, rows * columns->out, columns->lanes_of + j * columns->vectors, data + shift, planes->s_c,
+                         dst + j * to->s_tap, to->s_c);
+  else
+    kernels->copy_rows(channels, rows, columns->out, first, last, data + shift, planes->s_c, planes->s_h, columns->stride,
+                       dst + j * to->s_tap, to->s_c, to->s_h);
+}
+
+/* A few channels at a time: their rows stay in L1 from one tap to the next. */
+#define SPREAD_CHANNELS 4
+
+void lath_spread_columns(const struct lath_kernels *kernels, const struct lath_columns *columns,
+                         const struct lath_planes *planes, int64_t channels, int64_t rows, int64_t ahead,
+                         const struct lath_copies *to) {
+  for (int64_t c = 0; c < channels; c += SPREAD_CHANNELS) {
+    const int64_t count = smaller(SPREAD_CHANNELS, channels - c);
+    const float *data = planes->data + c * planes->s_c;
+    for (int64_t k = 0; ahead && k < count; k++)
+      lath_fetch_rows(rows, columns->in, data + k * planes->s_c + ahead, planes->s_h);
+    for (int64_t j = 0; j < columns->taps; j++)
+      spread_tap(kernels, columns, j, data, planes, count, rows, to, to->data + c * to->s_c);
+  }
+}
+
 void lath_load_images(const struct lath_kernels *kernels, lath_dtype dtype, const struct lath_images *images,
-                      const struct lath_part *part, int64_t count, const struct lath_columns *columns, float *planes,
-                      const struct lath_copies *to) {
+                      const struct lath_part *part, int64_t count, const struct lath_columns *columns, int64_t ahead,
+                      float *planes, const struct lath_copies *to) {
   struct lath_part one = *part;
   struct lath_copies place = *to;
   for (; one.n < part->n + count; one.n++, place.data += columns->out) {
     const struct lath_planes read = lath_read_planes(kernels, dtype, images, &one, planes);
-    lath_spread_columns(kernels, columns, &read, part->channels, part->rows, &place);
+    lath_spread_columns(kernels, columns, &read, part->channels, part->rows, read.data == planes ? 0 : ahead, &place);
   }
 }
 

@@ -8,6 +8,7 @@
 #ifndef LATH_GEMM_IMAGES_H
 #define LATH_GEMM_IMAGES_H
 
+#include "core/arena.h"
 #include "gemm/kernels.h"
 
 /* Some rows of some channels of one image, as floats: element (c, h, w) at data[c s_c + h s_h + w]. */
@@ -42,7 +43,16 @@ void lath_fetch_rows(int64_t rows, int64_t width, const float *data, int64_t str
 struct lath_columns {
   int64_t taps, stride, pad, dilation;
   int64_t in, out; /* pixels in a row */
+  /* Where rows of x and of y are equally long and one step apart, each tap is a shift of the whole plane but for the pixels that
+   * would come from the row before or behind: per tap, the lanes to take of each vector; NULL: not listed. */
+  uint32_t *lanes_of;
+  int64_t vectors; /* per tap */
 };
+
+/* The list for planes of up to `rows` rows. */
+void lath_columns_take(struct lath_columns *columns, const struct lath_kernels *kernels, int64_t rows,
+                       struct lath_arena *arena);
+void lath_columns_fill(const struct lath_columns *columns, const struct lath_kernels *kernels);
 
 /* Where the copies lie: (c, j, h) at data + c s_c + j s_tap + h s_h. */
 struct lath_copies {
@@ -53,8 +63,8 @@ struct lath_copies {
 /* `count` images from part->n on, side by side: for each of them the part is read and spread, columns->out floats after the one
  * before. `planes`: room for lath_planes_copy. */
 void lath_load_images(const struct lath_kernels *kernels, lath_dtype dtype, const struct lath_images *images,
-                      const struct lath_part *part, int64_t count, const struct lath_columns *columns, float *planes,
-                      const struct lath_copies *to);
+                      const struct lath_part *part, int64_t count, const struct lath_columns *columns, int64_t ahead,
+                      float *planes, const struct lath_copies *to);
 
 /* Zeroes slots [slot, slot + slots) of `count` planes. */
 void lath_zero_slots(float *planes, int64_t count, int64_t plane, int64_t pitch, int64_t slot, int64_t slots);
@@ -62,9 +72,10 @@ void lath_zero_slots(float *planes, int64_t count, int64_t plane, int64_t pitch,
 /* An odd number of cache lines that holds `floats`: planes a power of two apart would compete for the same lines of L1. */
 int64_t lath_plane_size(int64_t floats);
 
-/* One copy of the rows per horizontal tap. */
+/* One copy of the rows per horizontal tap. `ahead`: meanwhile the rows so many floats further on are called into the caches; 0: none. */
 void lath_spread_columns(const struct lath_kernels *kernels, const struct lath_columns *columns,
-                         const struct lath_planes *planes, int64_t channels, int64_t rows, const struct lath_copies *to);
+                         const struct lath_planes *planes, int64_t channels, int64_t rows, int64_t ahead,
+                         const struct lath_copies *to);
 
 /* The way back: planes (c, h, w) = the sum of what the copies hold for that pixel. */
 void lath_gather_columns(const struct lath_kernels *kernels, const struct lath_columns *columns, const struct lath_copies *from,

@@ -67,9 +67,14 @@ struct lath_kernels {
   /* dst (n, m) = src (m, n) transposed. */
   void (*transpose)(int64_t m, int64_t n, const float *src, int64_t s_src, float *dst, int64_t s_dst);
 
-  /* Rows of images. In each row: dst[w] = src[w * step] for from <= w < to, and zero in the rest of dst[0, width). */
-  void (*copy_rows)(int64_t rows, int64_t width, int64_t from, int64_t to, const float *src, int64_t s_src, int64_t step,
-                    float *dst, int64_t s_dst);
+  /* Rows of some planes of images. In each row: dst[w] = src[w * step] for from <= w < to, and zero in the rest of dst[0, width). */
+  void (*copy_rows)(int64_t planes, int64_t rows, int64_t width, int64_t from, int64_t to, const float *src,
+                    int64_t s_src_plane, int64_t s_src, int64_t step, float *dst, int64_t s_dst_plane, int64_t s_dst);
+  /* Planes without gaps between their rows, as one long row each: dst[w] = src[w] where bit w % lanes of lanes_of[w / lanes] is set,
+   * else zero, for w of [0, n); src is not read where it is not taken. */
+  void (*copy_masked)(int64_t planes, int64_t n, const uint32_t *lanes_of, const float *src, int64_t s_src_plane, float *dst,
+                      int64_t s_dst_plane);
+
   /* The way back. For one step: dst[w] = the sum over taps j of src[j * s_tap + w + shift - j * dilation], where that lies within
    * [0, n); for all w of [0, width) and in each row. For other steps: dst[w * step] += src[w] for from <= w < to. */
   void (*sum_rows)(int64_t rows, int64_t width, int64_t taps, int64_t shift, int64_t dilation, int64_t n, const float *src,

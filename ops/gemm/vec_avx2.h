@@ -57,6 +57,12 @@ static inline vec v_load_between(const float *p, int64_t lo, int64_t hi) {
   return _mm256_maskload_ps(p, _mm256_andnot_si256(below, upto));
 }
 
+/* Lanes of p whose bit is set, zero elsewhere. */
+static inline vec v_load_bits(const float *p, uint32_t bits) {
+  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  return _mm256_maskload_ps(p, _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)bits), bit), bit));
+}
+
 /* Lanes 0, 2, 4, 6 of a, then of b. */
 static inline vec v_even(vec a, vec b) {
   return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88)), 0xd8));

@@ -69,6 +69,9 @@ static inline vec v_load_between(const float *p, int64_t lo, int64_t hi) {
   return _mm512_maskz_loadu_ps((__mmask16)(upto & ~below), p);
 }
 
+/* Lanes of p whose bit is set, zero elsewhere. */
+static inline vec v_load_bits(const float *p, uint32_t bits) { return _mm512_maskz_loadu_ps((__mmask16)bits, p); }
+
 /* Lanes 0, 2, 4, ... of a, then of b. */
 static inline vec v_even(vec a, vec b) {
   return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), b);

@@ -54,6 +54,14 @@ static inline vec v_load_between(const float *p, int64_t lo, int64_t hi) {
   return a;
 }
 
+/* Lanes of p whose bit is set, zero elsewhere. */
+static inline vec v_load_bits(const float *p, uint32_t bits) {
+  vec a = v_zero();
+  for (int i = 0; i < LANES; i++)
+    if (bits >> i & 1u) a[i] = p[i];
+  return a;
+}
+
 /* Lanes 0 and 2 of a, then of b. */
 static inline vec v_even(vec a, vec b) { return (vec){a[0], a[2], b[0], b[2]}; }
 

@@ -68,6 +68,7 @@ static void take_lists(struct forward *f, struct lath_arena *arena, int64_t rows
   const int separable = f->a->form == LATH_SEPARABLE;
   lath_slots_take(&f->z_slots, &f->s.second, rows, arena);
   lath_slots_take(&f->x_slots, &f->s.first, separable ? f->z_slots.total : rows, arena);
+  lath_columns_take(&f->columns, f->kernels, f->x_slots.total, arena);
   f->x_rows = lath_take_integers(arena, f->block * f->s.first.taps * f->a->kernel_w);
   f->z_rows = lath_take_integers(arena, f->s.rank * f->s.second.taps);
 }
@@ -108,6 +109,7 @@ static void prepare(struct forward *f, const struct lath_lowrank_conv2d *a, cons
   f->in_place = reads_in_place(f);
   const int64_t taps = f->s.first.taps * a->kernel_w, blocks = lath_larger(1, lath_ceil_div(f->s.in * taps, BLOCK_K));
   f->block = lath_ceil_div(f->s.in, lath_smaller(blocks, lath_larger(f->s.in, 1)));
+  if (a->x.s_c == 1) f->block = lath_smaller(f->s.in, lath_ceil_div(f->block, 16) * 16); /* channels are turned 16 at a time */
   f->columns = lath_conv_columns(a, &f->s);
   const int64_t rows = lath_strip_rows(lath_ceil_div(f->s.out_height, f->bands), f->pitch, LATH_STRIP_PIXELS);
   take_lists(f, arena, rows);
@@ -119,6 +121,7 @@ static void fill_lists(struct forward *f) {
   const int64_t kernel_w = f->a->kernel_w, first = f->s.first.taps, second = f->s.second.taps;
   lath_slots_fill(&f->x_slots);
   lath_slots_fill(&f->z_slots);
+  lath_columns_fill(&f->columns, f->kernels);
   for (int64_t c = 0; c < f->block; c++)
     for (int64_t i = 0; i < first; i++)
       for (int64_t j = 0; j < kernel_w; j++)
@@ -140,6 +143,13 @@ struct strip {
   float *copies, *z, *planes, *y, *scratch;
 };
 
+/* From the rows of this block to those that are copied next: of the next channels, or of the first ones in the next strip. They are on
+ * their way while this block is multiplied. */
+static int64_t rows_ahead(const struct strip *t, const struct lath_run *run, int64_t c, int64_t channels) {
+  const struct lath_images *x = &t->f->a->x;
+  return c + channels < t->f->s.in ? channels * x->s_c : run->count * run->step * x->s_h - c * x->s_c;
+}
+
 /* Channels c .. c + channels - 1 of the rows of a run, one copy per horizontal tap, from `slot` on. */
 static void spread_run(const struct strip *t, const struct lath_run *run, int64_t c, int64_t channels, int64_t slot) {
   const struct forward *f = t->f;
@@ -152,7 +162,8 @@ static void spread_run(const struct strip *t, const struct lath_run *run, int64_
                                  .width = f->a->width};
   const struct lath_copies to = {
       .data = t->copies + slot * f->pitch, .s_c = f->a->kernel_w * f->x_plane, .s_tap = f->x_plane, .s_h = f->pitch};
-  lath_load_images(f->kernels, f->a->dtype, &f->a->x, &part, t->images, &f->columns, t->planes, &to);
+  lath_load_images(f->kernels, f->a->dtype, &f->a->x, &part, t->images, &f->columns, rows_ahead(t, run, c, channels), t->planes,
+                   &to);
 }
 
 /* ---- the intermediate, for the backward ---------------------------------------------------------------------------------------------- */

@@ -60,6 +60,7 @@ void lath_sums_take(struct lath_sums *s, const struct lath_host *host, int64_t m
   lath_slots_take(&s->output_slots, &s->output_rows, s->rows, arena);
   const struct lath_columns columns = wide_columns(s);
   const int64_t taps = rows_per_channel(s);
+  if (s->wide_is_input) lath_columns_take(&s->columns, s->kernels, s->input_slots.total, arena);
   s->block = lath_smaller(s->wide, lath_larger(1, BLOCK_ROWS / taps));
   s->wide_plane = lath_plane_size(wide_slots(s)->total * s->pitch);
   s->thin_plane = lath_plane_size(thin_slots(s)->total * s->pitch);
@@ -82,6 +83,7 @@ void lath_sums_take(struct lath_sums *s, const struct lath_host *host, int64_t m
 static void fill_lists(struct lath_sums *s) {
   lath_slots_fill(&s->input_slots);
   lath_slots_fill(&s->output_slots);
+  lath_columns_fill(&s->columns, s->kernels);
   const int64_t taps = s->stage->taps, across = s->columns.taps;
   for (int64_t p = 0; !s->dots && p < s->rows * s->pitch; p++) s->thin_rows[p] = p * s->s_turned;
   for (int64_t q = 0; s->dots && q < s->rank; q++)
@@ -125,7 +127,7 @@ static void load(const struct strip *t, const struct lath_slots *slots, lath_dty
     const struct lath_copies to = {
         .data = copies + run.slot * s->pitch, .s_c = columns->taps * plane, .s_tap = plane, .s_h = s->pitch};
     lath_zero_slots(copies, channels * columns->taps, plane, s->pitch, begin, run.slot - begin);
-    lath_load_images(s->kernels, dtype, images, &part, t->images, columns, planes, &to);
+    lath_load_images(s->kernels, dtype, images, &part, t->images, columns, 0, planes, &to);
     lath_zero_slots(copies, channels * columns->taps, plane, s->pitch, run.slot + run.count, end - run.slot - run.count);
   }
 }

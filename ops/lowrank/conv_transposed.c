@@ -158,7 +158,7 @@ static void load_sources(const struct strip *s) {
   const struct lath_copies copies = {.data = s->copies + from * t->pitch, .s_c = t->source_plane, .s_h = t->pitch};
   const struct lath_columns plain = lath_plain_columns(t->columns.out);
   lath_zero_slots(s->copies, t->sources, t->source_plane, t->pitch, 0, from);
-  lath_load_images(t->kernels, t->source_dtype, &t->source, &part, s->images, &plain, s->source_planes, &copies);
+  lath_load_images(t->kernels, t->source_dtype, &t->source, &part, s->images, &plain, 0, s->source_planes, &copies);
   lath_zero_slots(s->copies, t->sources, t->source_plane, t->pitch, to, slots - to);
 }
 
