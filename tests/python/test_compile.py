@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 
 import lath
@@ -166,3 +167,127 @@ def test_aot_inductor_package(tmp_path):
         program = torch.export.export(net, (x,))
         package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "net.pt2"))
         torch.testing.assert_close(torch._inductor.aoti_load_package(package)(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+# ---- convolutions -------------------------------------------------------------------------------------------------
+
+
+def images(batch=4, size=10, memory_format=torch.contiguous_format):
+    return torch.randn(batch, 3, size, size).to(memory_format=memory_format)
+
+
+def convolutions(inner_bias=False, mode="separable"):
+    torch.manual_seed(5)
+    conv = functools.partial(lath.nn.LowRankConv2d, inner_bias=inner_bias, mode=mode)
+    return nn.Sequential(
+        conv(3, 12, 3, 2, padding=1),
+        nn.GELU(),
+        conv(12, 12, (3, 2), 3, stride=2, padding=1, groups=2),
+        nn.BatchNorm2d(12),
+        conv(12, 8, 3, 2, padding="same", padding_mode="reflect"),
+        nn.ReLU(),
+        conv(8, 8, 1, 2),
+    )
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("inner_bias", "mode"), [(False, "separable"), (True, "separable"), (True, "pointwise")])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
+def test_convolutions_without_breaks(backend, inner_bias, mode, memory_format):
+    net = convolutions(inner_bias, mode)
+    compiled = torch.compile(net, fullgraph=True, backend=backend)
+    x = images(memory_format=memory_format)
+    compare_training(net, compiled, x)
+    net.eval()
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            y, expected = compiled(x), net(x)
+            torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+            assert y.stride() == expected.stride()
+
+
+def test_one_graph_for_every_batch_and_size_of_images():
+    # BatchNorm2d brings graphs of its own, so it stays out.
+    net = nn.Sequential(*(layer for layer in convolutions() if not isinstance(layer, nn.BatchNorm2d)))
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(net, fullgraph=True, dynamic=True, backend=counter)
+    for batch, size in ((6, 9), (5, 11), (17, 16)):
+        compare_training(net, compiled, images(batch, size))
+    assert counter.frame_count == 1
+
+
+def test_backward_of_compiled_convolutions_uses_the_operator():
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(str(graph.code))
+        return make_boxed_func(graph)
+
+    backend = torch._dynamo.backends.common.aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    torch.compile(convolutions(), fullgraph=True, backend=backend)(images()).sum().backward()
+    forward, backward = graphs
+    assert forward.count("lath.lowrank_conv2d_forward") == 4
+    assert backward.count("lath.lowrank_conv2d_backward") == 4
+
+
+@pytest.mark.parametrize("inner_bias", [False, True])
+def test_convolution_above_break_even(inner_bias):
+    layer = lath.nn.LowRankConv2d(4, 4, 3, 9, padding=1, inner_bias=inner_bias)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 4, 6, 6)
+    compiled(x).square().sum().backward()
+    got = [p.grad.clone() for p in layer.parameters()]
+    layer.zero_grad()
+    layer(x).square().sum().backward()
+    torch.testing.assert_close(got, [p.grad for p in layer.parameters()], rtol=1e-4, atol=1e-3)
+
+
+def test_bad_images_are_refused_while_tracing():
+    compiled = torch.compile(convolutions(), backend="aot_eager")
+    with pytest.raises(RuntimeError, match=r"expected \(\d \* rank, \d, 1, kernel_w\) to match 5 channels"):
+        compiled(torch.randn(2, 5, 8, 8))
+
+
+def test_autocast_of_convolutions():
+    net = convolutions()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = compiled(images())
+        assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert net[0].weight_v.grad.dtype == torch.float32
+
+
+def test_func_transforms_of_a_convolution_inside_a_graph():
+    v, u = torch.randn(2, 3, 1, 3), torch.randn(4, 2, 3, 1)
+
+    def per_sample(x):
+        return torch.func.vmap(lambda image: lath.ops.lowrank_conv2d(image, v, u, padding=1))(x)
+
+    x = images()
+    torch.testing.assert_close(torch.compile(per_sample, fullgraph=True, backend="aot_eager")(x), per_sample(x))
+
+
+def test_export_keeps_the_convolution():
+    net = convolutions(inner_bias=True).eval()
+    batch, size = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("size", min=6, max=64)
+    with torch.no_grad():
+        program = torch.export.export(net, (images(),), dynamic_shapes=({0: batch, 2: size, 3: size},))
+    targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert targets.count(torch.ops.lath.lowrank_conv2d.default) == 4
+    for x in (images(1, 7), images(9, 16)):
+        torch.testing.assert_close(program.module()(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_aot_inductor_package_of_convolutions(memory_format, tmp_path):
+    net = convolutions(inner_bias=True).eval()
+    x = images(memory_format=memory_format)
+    with torch.no_grad():
+        program = torch.export.export(net, (x,))
+        torch.export.save(program, tmp_path / "program.pt2")
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "net.pt2"))
+        torch.testing.assert_close(torch._inductor.aoti_load_package(package)(x), net(x), rtol=1e-4, atol=1e-5)
+        loaded = torch.export.load(tmp_path / "program.pt2").module()
+        torch.testing.assert_close(loaded(x), net(x))
