@@ -304,6 +304,20 @@ def test_tune_a_convolution():
     assert model[0].rank == 32
 
 
+def test_freeze_a_network():
+    """Layers above break-even keep the dense weight, which no convert would have made low-rank."""
+    model = nn.Sequential(
+        LowRankConv2d(4, 8, 3, 64, padding=1), LowRankConv2d(8, 8, 3, 2), nn.Flatten(), LowRankLinear(128, 8, 100)
+    ).eval()
+    x = torch.randn(2, 4, 6, 6)
+    expected = model(x)
+    assert lath.freeze(model) == ["0", "3"]
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected)
+    lath.unfreeze(model)
+    assert model[0]._frozen is None
+
+
 def test_channels_last_model():
     model = cnn().to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 12, 12).to(memory_format=torch.channels_last)

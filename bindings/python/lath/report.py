@@ -29,7 +29,8 @@ class LayerReport:
         kernel_size, stride, groups: of a convolution, else None.
         mode: form of a low-rank convolution, else None.
         rank: None for a dense layer; that of one group for a convolution.
-        break_even: the largest rank at which factors cost less than the dense weight.
+        break_even: the largest rank at which factors cost less than the dense weight; for a dense convolution in the
+            form that ``lath.convert`` was asked for, else separable.
         parameters, dense_parameters: numbers now, and in the dense layer of the same function.
         bytes, dense_bytes: memory of these.
         rows: rows, or output pixels, per run of the model, over all calls of the layer; None if it was not run.
