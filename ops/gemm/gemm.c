@@ -83,7 +83,7 @@ static const float *panel_rows(const struct block *b, int64_t j, int64_t *stride
   const int64_t n = smaller(p->n - j * p->width, p->width);
   *stride = p->width;
   if (p->packed) return p->packed + (j * p->k + b->k0) * p->width;
-  if (p->listed) return p->rows + j * p->width;
+  if (p->listed) return p->rows + (p->starts ? p->starts[j] : j * p->width);
   const float *rows = p->rows + b->k0 * p->stride + j * p->width;
   if (n == p->width && b->tiles <= 2) {
     *stride = p->stride;

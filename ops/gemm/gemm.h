@@ -18,6 +18,7 @@ struct lath_panels {
   const float *rows; /* B in place, its row stride `stride` */
   int64_t stride;
   const int64_t *listed; /* or row k at rows + listed[k] */
+  const int64_t *starts; /* of the panels of a listed B, from there; NULL: j * width */
 };
 
 /* The panel width, in vectors, that suits n columns best. */

@@ -17,7 +17,9 @@
 #include "lowrank/conv_slots.h"
 #include "lowrank/conv_strips.h"
 
-#define BLOCK_K 96 /* taps of a block of channels: what their copies give to one product stays in L1 */
+/* Strips of the pointwise form copy the rows between them twice: they are longer. */
+#define WINDOW_PIXELS 512
+#define BLOCK_K 192 /* taps of a block of channels: what their copies give to one product stays in L1 */
 
 struct forward {
   const struct lath_lowrank_conv2d *a;
@@ -31,7 +33,12 @@ struct forward {
   int64_t pitch;                      /* floats between slots: one row of each image */
   int64_t x_plane, z_plane;           /* floats between planes of the copies and of z */
   struct lath_slots x_slots, z_slots; /* the first stage reads x, the second z */
-  struct lath_columns columns;
+  struct lath_columns columns;        /* of the copies */
+  /* Rows as long as whole panels need no copy per horizontal tap: one padded copy, in which every panel begins in a row of its own and
+   * a tap is a shift. Shorter rows would leave vectors half empty. */
+  int shared;
+  int64_t x_pitch, x_taps;          /* floats between slots of the copies; copies of a channel */
+  int64_t *x_starts;                /* of the panels, or NULL */
   int64_t *x_rows, *z_rows;         /* lists of the rows of B for both products */
   float *v, *u, *inner_bias, *bias; /* float copies of weights, for other types than float */
   struct {
@@ -64,11 +71,27 @@ static void set_strips(struct forward *f, const struct lath_host *host, int64_t 
   f->pitch = f->images * f->s.width;
 }
 
+/* Floats of a panel that is two vectors wide, as those of an even number of vectors are. */
+static int64_t panel_width(const struct forward *f) { return 2 * f->kernels->lanes; }
+
+static void set_copies(struct forward *f) {
+  const struct lath_lowrank_conv2d *a = f->a;
+  f->columns = lath_conv_columns(a, &f->s);
+  f->shared = f->images == 1 && a->stride_w == 1 && a->kernel_w > 1 && f->s.width % panel_width(f) == 0;
+  f->x_pitch = f->pitch;
+  f->x_taps = a->kernel_w;
+  if (!f->shared) return;
+  f->columns.taps = 1;
+  f->columns.out = f->x_pitch = f->s.width + (a->kernel_w - 1) * a->dilation_w;
+  f->x_taps = 1;
+}
+
 static void take_lists(struct forward *f, struct lath_arena *arena, int64_t rows) {
   const int separable = f->a->form == LATH_SEPARABLE;
   lath_slots_take(&f->z_slots, &f->s.second, rows, arena);
   lath_slots_take(&f->x_slots, &f->s.first, separable ? f->z_slots.total : rows, arena);
-  lath_columns_take(&f->columns, f->kernels, f->x_slots.total, arena);
+  if (f->shared) f->x_starts = lath_take_integers(arena, f->x_slots.total * f->pitch / panel_width(f));
+  if (!f->shared) lath_columns_take(&f->columns, f->kernels, f->x_slots.total, arena);
   f->x_rows = lath_take_integers(arena, f->block * f->s.first.taps * f->a->kernel_w);
   f->z_rows = lath_take_integers(arena, f->s.rank * f->s.second.taps);
 }
@@ -87,9 +110,9 @@ static void take_weights(struct forward *f, struct lath_arena *arena) {
 
 static void take_worker_buffers(struct forward *f, struct lath_arena *arena, int64_t rows) {
   const struct lath_lowrank_conv2d *a = f->a;
-  f->x_plane = lath_plane_size(f->x_slots.total * f->pitch);
+  f->x_plane = lath_plane_size(f->x_slots.total * f->x_pitch);
   f->z_plane = lath_plane_size(f->z_slots.total * f->pitch);
-  f->copies_size = f->in_place ? 0 : lath_with_slack(f->kernels, f->block * a->kernel_w * f->x_plane);
+  f->copies_size = f->in_place ? 0 : lath_with_slack(f->kernels, f->block * f->x_taps * f->x_plane);
   f->z_size = lath_with_slack(f->kernels, f->s.rank * f->z_plane);
   f->planes_size = lath_planes_copy(a->dtype, &a->x, f->block, f->x_slots.total, a->width);
   f->y_size = f->only_first || writes_in_place(f) ? 0 : f->s.out * rows * f->pitch;
@@ -110,8 +133,9 @@ static void prepare(struct forward *f, const struct lath_lowrank_conv2d *a, cons
   const int64_t taps = f->s.first.taps * a->kernel_w, blocks = lath_larger(1, lath_ceil_div(f->s.in * taps, BLOCK_K));
   f->block = lath_ceil_div(f->s.in, lath_smaller(blocks, lath_larger(f->s.in, 1)));
   if (a->x.s_c == 1) f->block = lath_smaller(f->s.in, lath_ceil_div(f->block, 16) * 16); /* channels are turned 16 at a time */
-  f->columns = lath_conv_columns(a, &f->s);
-  const int64_t rows = lath_strip_rows(lath_ceil_div(f->s.out_height, f->bands), f->pitch, LATH_STRIP_PIXELS);
+  set_copies(f);
+  const int64_t rows = lath_strip_rows(lath_ceil_div(f->s.out_height, f->bands), f->pitch,
+                                       a->form == LATH_POINTWISE ? WINDOW_PIXELS : LATH_STRIP_PIXELS);
   take_lists(f, arena, rows);
   take_weights(f, arena);
   take_worker_buffers(f, arena, rows);
@@ -125,7 +149,13 @@ static void fill_lists(struct forward *f) {
   for (int64_t c = 0; c < f->block; c++)
     for (int64_t i = 0; i < first; i++)
       for (int64_t j = 0; j < kernel_w; j++)
-        f->x_rows[(c * first + i) * kernel_w + j] = (c * kernel_w + j) * f->x_plane + f->x_slots.tap[i] * f->pitch;
+        f->x_rows[(c * first + i) * kernel_w + j] = f->shared
+                                                        ? c * f->x_plane + f->x_slots.tap[i] * f->x_pitch + j * f->a->dilation_w
+                                                        : (c * kernel_w + j) * f->x_plane + f->x_slots.tap[i] * f->pitch;
+  for (int64_t k = 0; f->shared && k < f->x_slots.total * f->pitch / panel_width(f); k++) {
+    const int64_t pixel = k * panel_width(f);
+    f->x_starts[k] = pixel / f->s.width * f->x_pitch + pixel % f->s.width;
+  }
   for (int64_t q = 0; q < f->s.rank; q++)
     for (int64_t i = 0; i < second; i++) f->z_rows[q * second + i] = q * f->z_plane + f->z_slots.tap[i] * f->pitch;
 }
@@ -161,7 +191,7 @@ static void spread_run(const struct strip *t, const struct lath_run *run, int64_
                                  .step = run->step,
                                  .width = f->a->width};
   const struct lath_copies to = {
-      .data = t->copies + slot * f->pitch, .s_c = f->a->kernel_w * f->x_plane, .s_tap = f->x_plane, .s_h = f->pitch};
+      .data = t->copies + slot * f->x_pitch, .s_c = f->x_taps * f->x_plane, .s_tap = f->x_plane, .s_h = f->x_pitch};
   lath_load_images(f->kernels, f->a->dtype, &f->a->x, &part, t->images, &f->columns, rows_ahead(t, run, c, channels), t->planes,
                    &to);
 }
@@ -230,7 +260,8 @@ static void first_stage_in_place(const struct strip *t, int64_t h, int64_t rows,
 static void multiply_v(const struct strip *t, int64_t c, int64_t channels, int64_t pixels, float *z) {
   const struct forward *f = t->f;
   const int64_t taps = f->s.first.taps * f->a->kernel_w, row = t->group * f->s.rank;
-  const struct lath_panels b = lath_panels_listed(f->kernels, pixels, channels * taps, t->copies, f->x_rows);
+  struct lath_panels b = lath_panels_listed(f->kernels, pixels, channels * taps, t->copies, f->x_rows);
+  b.starts = f->x_starts;
   const struct lath_product product = {.m = f->s.rank,
                                        .a = f->weights.v + row * f->s_v + c * taps,
                                        .s_a = f->s_v,
@@ -252,9 +283,9 @@ static void pad_copies(struct strip *t) {
   for (int64_t p = 0; p < slots->phases; p++) {
     const int64_t begin = slots->base[p], end = begin + slots->count[p] - (slots->rows - t->rows);
     const struct lath_run run = lath_slots_inside(slots, p, t->h, 0, end - begin);
-    const int64_t planes = f->block * f->a->kernel_w;
-    lath_zero_slots(t->copies, planes, f->x_plane, f->pitch, begin, run.slot - begin);
-    lath_zero_slots(t->copies, planes, f->x_plane, f->pitch, run.slot + run.count, end - run.slot - run.count);
+    const int64_t planes = f->block * f->x_taps;
+    lath_zero_slots(t->copies, planes, f->x_plane, f->x_pitch, begin, run.slot - begin);
+    lath_zero_slots(t->copies, planes, f->x_plane, f->x_pitch, run.slot + run.count, end - run.slot - run.count);
   }
 }
 
