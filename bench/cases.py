@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import lath
 import torch
+from bounds import FLOAT, Work, least_seconds
 from context import Context, Shape
 from layers import Layers, contenders, dense_module, filled, kept_results, round_robin, thin_module, two_modules
 from measure import Timing
@@ -16,7 +17,6 @@ from rows import Goal, Row, disturbance
 from torch import Tensor
 from torch.nn import functional
 
-FLOAT = 4  # bytes
 own_linear = torch.ops.lath.linear.default
 
 OWN_DENSE_GOAL = Goal("speed-up", 0.90, 0.97)
@@ -47,28 +47,15 @@ def two_goal(shape: Shape, rank: int) -> Goal:
 
 
 def bound(context: Context, case: Case, rank: int) -> tuple[float, bool]:
-    """Least seconds of a low-rank call on one thread, and whether the traffic sets it rather than the multiply-adds.
-
-    Every operand crosses once for each pass that needs it, at the rate of the level where it stays between two uses.
-    """
-    if context.threads > 1:
-        return 0.0, False
+    """:func:`bounds.least_seconds` of one layer of the case."""
     n_in, n_out = case.layers.shape
-    machine, count = context.machine, case.layers.count(case.mode)
-    x, y = FLOAT * case.rows * n_in, FLOAT * case.rows * n_out
-    weights = FLOAT * rank * (n_in + n_out)
-    once = x + weights + y
-    cycle = x + count * (weights + y)
-    traffic = machine.read_seconds(x, once) + machine.read_seconds(weights, cycle) + machine.write_seconds(y, cycle)
-    macs = case.rows * rank * (n_in + n_out)
-    if case.training:
-        once += y + x + weights  # dy, dx, gradients of the weights
-        cycle = 2 * x + y + count * (2 * weights + x)
-        traffic = machine.read_seconds(2 * x + y, once) + machine.read_seconds(2 * weights, cycle)
-        traffic += machine.write_seconds(y, once) + machine.write_seconds(x + weights, cycle)
-        macs *= 3
-    multiply_adds = 2e-9 * macs / machine.isa_peak
-    return max(traffic, multiply_adds), traffic > multiply_adds
+    work = Work(
+        FLOAT * case.rows * n_in,
+        FLOAT * case.rows * n_out,
+        FLOAT * rank * (n_in + n_out),
+        case.rows * rank * (n_in + n_out),
+    )
+    return least_seconds(context, work, case.training, case.layers.count(case.mode))
 
 
 def rows_of(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a run: realized share against rank, and how far every row is from its floor."""
+"""Pictures of a run: realized shares of linear layers and of convolutions, and how far every row is from its floor."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _LABELS = {
     "share_own": "lath, against its own\ndense product",
     "share_two": "two nn.Linear",
 }
+_CONVOLUTIONS = ("conv-forward", "conv-training", "conv-1x1")
 _MARKS = {"target": ("o", "tab:green"), "floor": ("o", "tab:orange"), "below": ("X", "tab:red")}
 
 
@@ -28,7 +29,11 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")
-    figures = {"share_against_rank.png": _share_against_rank(rows), "goals.png": _goals(rows)}
+    figures = {
+        "share_against_rank.png": _share_against_rank(rows),
+        "convolutions.png": _convolutions(rows),
+        "goals.png": _goals(rows),
+    }
     written = []
     for name, figure in figures.items():
         (folder / name).unlink(missing_ok=True)
@@ -74,6 +79,33 @@ def _legend(colours: dict[str, str]) -> list:
 
     shapes = [Line2D([], [], color=colour, linewidth=4, label=case) for case, colour in colours.items()]
     return shapes + [Line2D([], [], color="gray", label=_LABELS[name], **style) for name, style in _LINES.items()]
+
+
+def _convolutions(rows: Sequence[Row]):
+    """A panel per section, a line per row: the shares of lath and of two nn.Conv2d, and the floor."""
+    from matplotlib.figure import Figure
+
+    sections = {name: [row for row in found if row.share is not None] for name, found in by_section(rows).items()}
+    sections = {name: found for name, found in sections.items() if name in _CONVOLUTIONS and found}
+    if not sections:
+        return None
+    height = 1.4 + 0.19 * max(map(len, sections.values()))
+    figure = Figure(figsize=(5.2 * len(sections), height), layout="constrained")
+    for axis, (name, found) in zip(figure.subplots(1, len(sections), squeeze=False)[0], sections.items(), strict=True):
+        places = range(len(found))
+        marks = [_MARKS.get(row.verdict, ("o", "gray")) for row in found]
+        axis.barh(places, [row.share for row in found], color=[colour for _, colour in marks], alpha=0.7)
+        axis.plot([row.share_two for row in found], places, "|", color="black", markersize=9, label="two nn.Conv2d")
+        for place, row in zip(places, found, strict=True):
+            axis.plot([row.floor] * 2, [place - 0.4, place + 0.4], ":", color="black", label="" if place else "floor")
+        axis.axvline(1.0, color="black", linewidth=1)
+        axis.set_yticks(places, [f"{row.case} {row.mode}, rank {row.rank}" for row in found], fontsize="x-small")
+        axis.set_ylim(len(found) - 0.4, -0.6)
+        axis.set_title(SECTIONS[name].title, fontsize="medium")
+        axis.set_xlabel("realized share = speed-up / MAC ratio")
+    figure.suptitle("Bars: lath, green where the target is reached, orange: accepted, red: below")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
+    return figure
 
 
 def _goals(rows: Sequence[Row]):

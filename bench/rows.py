@@ -49,14 +49,16 @@ class Row:
         rows, rank: of the call, where there are such.
         threads, isa: that lath used.
         baseline, lath: seconds.
-        two, own: seconds of two nn.Linear and of lath's own dense product, where measured.
+        two, own: seconds of two library layers and of lath's own dense product, where measured.
         dense_macs, macs: multiply-adds of the baseline and of lath; 0 where the ratio says nothing.
         peak: GFLOP/s that lath's instruction set could reach on these threads.
         bound: least seconds for the multiply-adds and the traffic of lath's call, 0 if not worked out.
         traffic_limited: the traffic takes longer than the multiply-adds in that bound.
         spread: the largest median / minimum among the contenders.
         others: cores that other processes took meanwhile.
-        goal, two_goal: what the row and its ratio to two nn.Linear are to reach.
+        layouts: of images for the baseline, two and lath, where the better one counts; "" elsewhere.
+        route: what the planner took for lath's call, where it has a choice.
+        goal, two_goal: what the row and its ratio to two library layers are to reach.
     """
 
     section: str
@@ -77,6 +79,8 @@ class Row:
     traffic_limited: bool = False
     spread: float = 1.0
     others: float = 0.0
+    layouts: str = ""
+    route: str = ""
     goal: Goal | None = field(default=None)
     two_goal: Goal | None = field(default=None)
 
@@ -106,7 +110,7 @@ class Row:
 
     @property
     def share_two(self) -> float | None:
-        """The realized share of two nn.Linear."""
+        """The realized share of two library layers."""
         return self._share_of(self.two, self.baseline)
 
     @property
@@ -121,6 +125,10 @@ class Row:
     @property
     def peak_share(self) -> float | None:
         return self.gflops / self.peak if self.macs and self.peak else None
+
+    @property
+    def dense_peak_share(self) -> float | None:
+        return 2e-9 * self.dense_macs / self.baseline / self.peak if self.dense_macs and self.peak else None
 
     @property
     def vs_two(self) -> float | None:

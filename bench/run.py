@@ -22,14 +22,17 @@ try:
 except ImportError as error:
     sys.exit(f"{error}\nInstall lath (`make bench` does), or name a build: see bench/README.md.")
 
+sys.path.append(str(Path(__file__).parents[1] / "examples"))  # its networks, and its counts of multiply-adds
+
 import cases
+import convolutions
 import machine
 import network
 import plots
 import special
+import steps
 import tables
 import torch
-import training
 from context import EFFORTS, Context
 from rows import Row
 
@@ -39,8 +42,8 @@ RUNS: dict[str, Callable[[Context], Iterator[Row]]] = {
     "forward": cases.forward,
     "small": cases.small,
     "one-row": cases.one_row,
-    "training": training.training,
-    "training-16": training.training_few_rows,
+    "training": steps.training,
+    "training-16": steps.training_few_rows,
     "plan": special.plan,
     "frobenius": special.frobenius,
     "overhead": special.overhead,
@@ -48,7 +51,13 @@ RUNS: dict[str, Callable[[Context], Iterator[Row]]] = {
     "threads": special.threads,
     "avx2": special.avx2,
     "compiled": special.compiled,
+    "conv-forward": convolutions.forward,
+    "conv-training": convolutions.training,
+    "conv-1x1": convolutions.one_by_one,
+    "conv-plan": convolutions.plan,
+    "conv-model": network.convolutional,
 }
+GROUPS = {"conv": [name for name in RUNS if name.startswith("conv-")]}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -60,10 +69,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=RUNS,
+        choices=[*RUNS, *GROUPS],
         metavar="SECTION",
         default=list(RUNS),
-        help=f"sections to run: {', '.join(RUNS)} (the table of lath's dense product comes with forward)",
+        help=f"sections to run: {', '.join(RUNS)} (the table of lath's dense product comes with forward), or all of a "
+        f"group: {', '.join(GROUPS)}",
     )
     parser.add_argument("--seconds", type=float, help="time of one comparison, if five rounds take less than that")
     parser.add_argument(
@@ -76,6 +86,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.threads < 1:
         parser.error(f"--threads is {options.threads}, expected 1 or more")
+    options.only = [name for chosen in options.only for name in GROUPS.get(chosen, [chosen])]
     return options
 
 

@@ -58,6 +58,29 @@ SECTIONS = {
     ),
     "avx2": Section("Held to AVX2", "torch and lath both held to AVX2 in a process of their own; hot weights."),
     "overhead": Section("Overhead of a call", "8 rows, 8x8, rank 4; limits in microseconds of lath."),
+    "conv-forward": Section(
+        "Convolutions, forward, batch 16",
+        "nn.Conv2d against LowRankConv2d of the same window, module(x) under inference_mode, in the better of both "
+        "memory formats each. Separable: ranks of ratio 0.2.",
+    ),
+    "conv-training": Section(
+        "Convolutions, training step, batch 16", "Forward, dx and all gradients through autograd; formats as above."
+    ),
+    "conv-1x1": Section(
+        "1x1 convolutions of ResNet-50, batch 8",
+        "Images of 224 pixels, ratio 0.25; the size is that of x, /2 the stride. share/own: lath's dense product of "
+        "the same pixels on channels-last memory; a training step of it is taken as three.",
+    ),
+    "conv-plan": Section(
+        "Convolutions, every rank, against dense",
+        "module(x) under inference_mode, as it is and after freeze(), and training steps; batch 16. lath.convert "
+        "leaves layers dense whose factors need as many multiply-adds.",
+    ),
+    "conv-model": Section(
+        "Whole convolutional networks, 32x32, batch 32",
+        "ResNet-18 and VGG-11 of examples/lowrank at ratio 0.2, as there: separable, first convolution and shortcuts "
+        "of the ResNet dense. The training step includes the SGD update.",
+    ),
     "model": Section(
         "A whole model: 784-1024-1024-10",
         "Rank an eighth of min(in, out), last layer dense. The step includes the SGD update.",
@@ -71,6 +94,10 @@ def _ms(seconds: float | None) -> str:
 
 def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.0f}"
 
 
 def _whole(value: float | None) -> str:
@@ -94,11 +121,14 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "dense ms": lambda row: _ms(row.baseline),
     "lath ms": lambda row: _ms(row.lath),
     "speed-up": lambda row: _ratio(row.speedup),
+    "layout": lambda row: row.layouts,
+    "route": lambda row: row.route,
     "MACs": lambda row: _ratio(row.mac_ratio),
     "share": lambda row: _ratio(row.share),
     "share/own": lambda row: _ratio(row.share_own),
     "GFLOP/s": lambda row: _whole(row.gflops),
-    "% peak": lambda row: "" if row.peak_share is None else f"{100 * row.peak_share:.0f}",
+    "% peak": lambda row: _percent(row.peak_share),
+    "dense %": lambda row: _percent(row.dense_peak_share),
     "bound": lambda row: (
         "" if row.bound_share is None else f"{row.bound_share:.2f}{'t' if row.traffic_limited else ''}"
     ),
@@ -115,10 +145,15 @@ LEGEND = """\
 dense, lath   milliseconds per call: torch's dense product (or what the caption names), and lath
 MACs          multiply-adds of the dense call over those of lath's
 share         realized share, speed-up / MACs, against torch; share/own: against lath's own dense product at the same
-              instruction set; % peak: of the measured multiply-adds of one core (of all threads in use)
+              instruction set
+% peak        multiply-adds of lath's call, of the measured limit of one core (of all threads in use); dense %: the same
+              of the dense call. The share is the ratio of the two
+layout        better memory format of dense, two and lath: nchw (contiguous) or nhwc (channels-last)
+route         what the planner took in lath's place: its own kernels (fused, linear), two library convolutions (pair) or
+              the merged weight
 bound         the share of a call that takes max(multiply-adds / peak, bytes / bandwidth); t: traffic is the limit, and
               the floor is at most 0.85 of it
-vs two        time of two nn.Linear of the same rank over lath's
+vs two        time of two nn.Linear or nn.Conv2d of the same rank over lath's
 goal          floor/target
 ok?           target, floor (accepted) or below: for the share, or else vs two, the speed-up or microseconds;
               own ok?: if share/own were the share; two ok?: vs two, where it has a goal of its own
@@ -229,7 +264,19 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         "speedup",
         "mac_ratio",
     ]
-    fields += ["share", "share_own", "share_two", "gflops", "peak_share", "bound_share", "traffic_limited", "vs_two"]
+    fields += [
+        "layouts",
+        "route",
+        "share",
+        "share_own",
+        "share_two",
+        "gflops",
+        "peak_share",
+        "dense_peak_share",
+        "bound_share",
+        "traffic_limited",
+        "vs_two",
+    ]
     fields += ["value", "floor", "verdict", "own_verdict", "two_verdict", "spread", "others"]
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
