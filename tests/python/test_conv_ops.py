@@ -172,6 +172,42 @@ def test_nan_stays_in_its_image(mode, dtype):
     assert not reached[[0, 2]].any()
 
 
+@every_mode
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_channels(mode, dtype):
+    """Empty sums: what is left are the biases."""
+    v, u, bias, inner_bias = weights(0, 3, 6, (3, 3), 1, mode, dtype)
+    x = torch.randn(2, 0, 9, 8, dtype=dtype)
+    g = _conv.geometry((3, 3), 1, 0, 1, 1, mode)
+    y, p = ops.lowrank_conv2d_forward(x, v, u, bias, inner_bias, *g)
+    expected = bias.double() + u.double().sum((2, 3)) @ inner_bias.double()
+    torch.testing.assert_close(y.double(), expected[:, None, None].expand(2, 6, 7, 6), rtol=0.02, atol=0.02)
+    dx, dv, du, d_bias, _ = ops.lowrank_conv2d_backward(torch.ones_like(y), x, v, u, inner_bias, p, *g)
+    assert (dx.shape, dv.shape) == (x.shape, v.shape)
+    torch.testing.assert_close(
+        du, (84 * inner_bias.double())[:, None, None].expand(u.shape).to(dtype), rtol=0.01, atol=0
+    )
+    assert (d_bias == 84).all()
+    y, p = ops.lowrank_conv2d_forward(torch.randn(2, 4, 9, 8), *weights(4, 3, 0, (3, 3), 1, mode), *g)
+    assert y.shape == (2, 0, 7, 6)
+    assert p.isfinite().all()
+
+
+@every_mode
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("size", [1, 3])
+def test_gradients_of_an_empty_batch_are_zero(mode, memory_format, size):
+    v, u, _, inner_bias = weights(4, 3, 6, (size, size), 1, mode)
+    x = torch.randn(0, 4, 9, 8).to(memory_format=memory_format)
+    g = _conv.geometry((size, size), 1, 0, 1, 1, mode)
+    y, p = ops.lowrank_conv2d_forward(x, v, u, NONE, inner_bias, *g)
+    garbage = [torch.full_like(t, float("nan")) for t in (v, u) for _ in range(50)]
+    del garbage  # for the allocator to hand out again
+    for kept in (p, NONE):
+        for grad in ops.lowrank_conv2d_backward(torch.randn_like(y), x, v, u, inner_bias, kept, *g):
+            assert grad.count_nonzero() == 0
+
+
 def test_meta_tensors():
     x, v, u = (torch.randn(n, device="meta") for n in ((2, 3, 7, 8), (4, 3, 1, 3), (5, 4, 3, 1)))
     for kernel in lath.ops.CONV_KERNELS:

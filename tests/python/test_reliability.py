@@ -20,6 +20,7 @@ import pytest
 import torch
 from operator_cases import (
     CASES,
+    GEOMETRY,
     IN,
     NONE,
     OUT,
@@ -29,6 +30,8 @@ from operator_cases import (
     argument_name,
     backward_arguments,
     call,
+    conv_backward_arguments,
+    conv_operands,
     every_dtype,
     every_operator,
     factors,
@@ -82,6 +85,9 @@ def test_memory_stays_flat_over_100000_calls():
     x, v, u = random(300, IN), random(RANK, IN), random(OUT, RANK)
     calls.append((torch.ops.lath.lowrank_linear, [x.mT.contiguous().mT, v.mT.contiguous().mT, u, NONE, NONE, 0]))
     calls.append((torch.ops.lath.lowrank_linear, [x.expand(4, 300, IN), v, u, NONE, NONE, 2]))
+    images, v, *rest = (channels_last(t) if t.dim() == 4 else t for t in conv_operands(torch.float32))
+    calls.append((torch.ops.lath.lowrank_conv2d_forward, [images, v, *rest, *GEOMETRY, False]))
+    calls.append((torch.ops.lath.lowrank_conv2d, [random(2, 4, 40, 40), v, *rest, *GEOMETRY]))
 
     def once():
         for operator, arguments in calls:
@@ -106,6 +112,8 @@ def test_memory_stays_flat_over_10000_raised_errors():
         2 | 16,
     ]
 
+    images, *weights, bias, inner_bias = conv_operands(torch.float32)
+
     def once():
         x, v, u = base.clone(), base.clone(), base.clone()
         for arguments in ([x, v, u, bad_bias, NONE], [x.mT, v.mT, u.double(), NONE, NONE], [x.mT, v, u, NONE, NONE, 9]):
@@ -117,6 +125,12 @@ def test_memory_stays_flat_over_10000_raised_errors():
             torch.ops.lath.frobenius_decay(x, u[:, :3])
         with pytest.raises(RuntimeError, match="lath::lowrank_linear_backward: size overflow"):
             torch.ops.lath.lowrank_linear_backward(*late)
+        larger, w = images.new_zeros(2, 4, 16, 16), [channels_last(t) for t in weights]  # weights that are copied
+        with pytest.raises(RuntimeError, match="lath::lowrank_conv2d_forward: inner_bias"):
+            torch.ops.lath.lowrank_conv2d_forward(larger, *w, bias, bad_bias, *GEOMETRY)
+        dy = images.new_zeros(2, 6, 9, 15)
+        with pytest.raises(RuntimeError, match="lath::lowrank_conv2d_backward: mask"):
+            torch.ops.lath.lowrank_conv2d_backward(dy, larger, *w, inner_bias, NONE, *GEOMETRY, 99)
 
     assert growth(once, 2_000) < SLACK
 
@@ -146,7 +160,17 @@ def permuted(t: Tensor) -> Tensor:
     return t if t.dim() < 3 else t.transpose(0, 1).contiguous().transpose(0, 1)
 
 
-LAYOUTS = {"transposed": transposed, "sliced": sliced, "row_gaps": row_gaps, "permuted": permuted}
+def channels_last(t: Tensor) -> Tensor:
+    return t.to(memory_format=torch.channels_last) if t.dim() == 4 else t
+
+
+LAYOUTS = {
+    "transposed": transposed,
+    "sliced": sliced,
+    "row_gaps": row_gaps,
+    "permuted": permuted,
+    "channels_last": channels_last,
+}
 
 
 @every_dtype
@@ -198,6 +222,22 @@ def test_expanded_gradient_matches_copied_gradient(make, dtype):
     for expected, result in zip(
         call("lowrank_linear_backward", [expanded.contiguous(), *others]),
         call("lowrank_linear_backward", [expanded, *others]),
+        strict=True,
+    ):
+        assert torch.equal(expected, result)
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    "make", [lambda t: t[0, 0, 0, 0].expand_as(t), lambda t: t[:, :, :1, :1].expand_as(t)], ids=["sum", "mean"]
+)
+def test_expanded_gradient_of_images_matches_copied_gradient(make, dtype):
+    """The gradients of a sum, and of global average pooling."""
+    dy, *others = conv_backward_arguments(dtype)
+    expanded = make(dy)
+    for expected, result in zip(
+        call("lowrank_conv2d_backward", [expanded.contiguous(), *others]),
+        call("lowrank_conv2d_backward", [expanded, *others]),
         strict=True,
     ):
         assert torch.equal(expected, result)
@@ -364,6 +404,19 @@ def test_gradients_that_were_not_asked_for_are_empty(mask):
             assert result.shape == (0,)
 
 
+@pytest.mark.parametrize("mask", [*range(8), 8, 16, 24, 31])
+def test_gradients_of_a_convolution_that_were_not_asked_for_are_empty(mask):
+    *arguments, _ = conv_backward_arguments(torch.float32)
+    everything = call("lowrank_conv2d_backward", [*arguments, 31])
+    for bit, (result, full) in enumerate(
+        zip(call("lowrank_conv2d_backward", [*arguments, mask]), everything, strict=True)
+    ):
+        if mask >> bit & 1:
+            torch.testing.assert_close(result, full)
+        else:
+            assert result.shape == (0,)
+
+
 @pytest.mark.parametrize(
     ("save", "association", "kept"),
     [(True, 0, True), (True, 1, True), (True, 2, False), (False, 0, False), (False, 1, False)],
@@ -435,6 +488,35 @@ def test_thread_count_changes_no_bit(rows, association, dtype, threads):
         decay = torch.ops.lath.frobenius_decay(v, u)
         decay_grads = torch.ops.lath.frobenius_decay_backward(decay[0], v, u, *decay[1:])
         return [y, p, *grads, torch.ops.lath.linear(x, v, inner_bias), *decay, *decay_grads]
+
+    threads(1)
+    expected = everything()
+    for count in (2, 3, 4):
+        threads(count)
+        for one, many in zip(expected, everything(), strict=True):
+            assert torch.equal(one, many), count
+
+
+@every_dtype
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("form", ["separable", "pointwise", "1x1"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_thread_count_changes_no_bit_of_a_convolution(batch, form, memory_format, dtype, threads):
+    in_channels, rank, out_channels = 37, 19, 45
+    kernel, above, below = {"separable": (3, 1, 3), "pointwise": (3, 3, 1), "1x1": (1, 1, 1)}[form]
+    x = random(batch, in_channels, 14, 17, dtype=dtype).to(memory_format=memory_format)
+    v, u = random(rank, in_channels, above, kernel, dtype=dtype), random(out_channels, rank, below, 1, dtype=dtype)
+    bias, inner_bias = random(out_channels, dtype=dtype), random(rank, dtype=dtype)
+    pad = kernel // 2
+    geometry = [1, 1, pad, pad, pad, pad, 1, 1, 1, form != "pointwise"]
+    dy = random(batch, out_channels, 14, 17, dtype=dtype).to(memory_format=memory_format)
+
+    def everything():
+        y, p = torch.ops.lath.lowrank_conv2d_forward(x, v, u, bias, inner_bias, *geometry)
+        kept, computed = (
+            torch.ops.lath.lowrank_conv2d_backward(dy, x, v, u, inner_bias, t, *geometry) for t in (p, p[:0])
+        )
+        return [y, p, *kept, *computed]
 
     threads(1)
     expected = everything()
