@@ -66,6 +66,7 @@ typedef enum lath_isa { LATH_ISA_GENERIC = 0, LATH_ISA_AVX2, LATH_ISA_AVX512 } l
  * is cut to what it can. Decided at the first call, then fixed. */
 LATH_API lath_isa lath_cpu_isa(void);
 LATH_API lath_isa lath_cpu_best_isa(void);      /* the same, deaf to LATH_ISA */
+LATH_API int lath_cpu_multiplies_bf16(void);    /* 1: two bf16 at a time, which libraries use and lath does not */
 LATH_API const char *lath_isa_name(lath_isa);   /* "generic", "avx2", "avx512" */
 LATH_API lath_isa lath_cpu_force_isa(lath_isa); /* for tests: switches at run time, returns what is in force now */
 
@@ -250,7 +251,7 @@ struct lath_conv_plan {
  * not divide, a window that does not fit the padded image. */
 LATH_API lath_status lath_lowrank_conv2d_sizes(const struct lath_lowrank_conv2d *args, struct lath_conv_sizes *sizes);
 
-/* Pure arithmetic on the extents and on x.s_c, which tells the layout of the images. */
+/* Pure arithmetic on the extents, on x.s_c, which tells the layout of the images, and on what the processor can do with bf16. */
 LATH_API lath_status lath_lowrank_conv2d_plan(const struct lath_lowrank_conv2d *args, int backward,
                                               struct lath_conv_plan *plan);
 

@@ -34,8 +34,14 @@ static lath_isa detect(void) {
   if ((b & avx512) != avx512 || (saved & XCR0_AVX512) != XCR0_AVX512) return LATH_ISA_AVX2;
   return LATH_ISA_AVX512;
 }
+int lath_cpu_multiplies_bf16(void) {
+  uint32_t a, b, c, d;
+  return detect() == LATH_ISA_AVX512 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 5 & 1u; /* AVX512_BF16 */
+}
 #else
 static lath_isa detect(void) { return LATH_ISA_GENERIC; }
+
+int lath_cpu_multiplies_bf16(void) { return 0; }
 #endif
 
 static lath_isa at_most(lath_isa wish, lath_isa best) { return wish < best ? wish : best; }

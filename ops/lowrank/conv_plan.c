@@ -6,6 +6,8 @@
 
 /* Keeping an element of the intermediate costs a write and a read; computing it again costs this many multiply-adds and more. */
 #define MIN_TAPS_TO_SAVE 32
+#define PAIR_MIN_MACS (INT64_C(1) << 22)
+#define CHANNELS_TO_TURN 16
 
 /* One window of all channels of a group, for both stages. */
 static int64_t factored_macs(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
@@ -17,9 +19,29 @@ static int64_t dense_macs(const struct lath_lowrank_conv2d *a, const struct lath
   return a->batch * a->groups * s->in * s->out * a->kernel_h * a->kernel_w * s->out_height * s->width;
 }
 
-static lath_conv_kernel route(const struct lath_lowrank_conv2d *a) {
+/* Forming the dense weight first. */
+static int64_t merged_macs(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
+  return dense_macs(a, s) + a->out * s->rank * s->in * a->kernel_h * a->kernel_w;
+}
+
+/* A multiply-add of the dense convolution costs a tenth less: there is nothing between two products. */
+static int dense_pays(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
+  return factored_macs(a, s) / 10 * 11 > merged_macs(a, s);
+}
+
+/* What two library convolutions do better: bf16 on processors that multiply it, once the work outweighs two calls; and channels-last
+ * images where adjacent channels fill the vectors of both, or where there are too few of them to be turned. */
+static int pair_pays(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
+  if (a->dtype == LATH_BF16) return lath_cpu_multiplies_bf16() && factored_macs(a, s) > PAIR_MIN_MACS;
+  if (a->x.s_c != 1 || a->in == 1) return 0;
+  return s->in < CHANNELS_TO_TURN || (a->form == LATH_POINTWISE && s->rank % 16 == 0);
+}
+
+static lath_conv_kernel route(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
   if (a->dtype == LATH_F64) return LATH_CONV_PLAIN;
-  return LATH_CONV_FUSED;
+  if (dense_pays(a, s)) return LATH_CONV_MERGED;
+  if (a->dtype == LATH_F32 && lath_conv_is_1x1(a) && a->groups == 1 && a->x.s_c == 1 && a->in > 1) return LATH_CONV_LINEAR;
+  return pair_pays(a, s) ? LATH_CONV_PAIR : LATH_CONV_FUSED;
 }
 
 lath_status lath_lowrank_conv2d_plan(const struct lath_lowrank_conv2d *a, int backward, struct lath_conv_plan *plan) {
@@ -28,9 +50,10 @@ lath_status lath_lowrank_conv2d_plan(const struct lath_lowrank_conv2d *a, int ba
   LATH_TRY(lath_conv_shape(a, &s));
   if (!lath_dtype_size(a->dtype)) return LATH_UNSUPPORTED_DTYPE;
   const int64_t passes = backward ? 2 : 1;
+  const lath_conv_kernel kernel = route(a, &s);
   *plan = (struct lath_conv_plan){
-      .kernel = route(a),
-      .macs = passes * factored_macs(a, &s),
+      .kernel = kernel,
+      .macs = passes * (kernel == LATH_CONV_MERGED ? merged_macs(a, &s) : factored_macs(a, &s)),
       .dense_macs = passes * dense_macs(a, &s),
       .save_intermediate = s.in * s.first.taps * a->kernel_w >= MIN_TAPS_TO_SAVE,
   };

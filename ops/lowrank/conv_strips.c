@@ -4,7 +4,9 @@
 
 int64_t lath_images_side_by_side(int64_t batch, int64_t pixels, int64_t few) {
   if (pixels >= few) return 1;
-  return lath_larger(1, lath_smaller(batch, lath_ceil_div(LATH_STRIP_PIXELS, lath_larger(pixels, 1))));
+  const int64_t most = lath_ceil_div(LATH_STRIP_PIXELS, lath_larger(pixels, 1));
+  /* Evenly: 8 as 4 + 4, never 6 + 2, which would cost as much as 6 + 6. */
+  return lath_ceil_div(lath_larger(batch, 1), lath_ceil_div(lath_larger(batch, 1), most));
 }
 
 int64_t lath_strip_rows(int64_t rows, int64_t pitch, int64_t pixels) {
