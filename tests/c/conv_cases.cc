@@ -148,12 +148,13 @@ ConvShape DrawShape(Choices *choices) {
 }
 
 Layout DrawImages(Choices *choices, bool input) {
-  constexpr Images kOutputs[] = {Images::kContiguous, Images::kChannelsLast, Images::kTransposed, Images::kImagesInnermost,
-                                 Images::kEveryOther};
-  constexpr Images kInputs[] = {Images::kRepeatedImage, Images::kRepeatedChannel, Images::kOneValue};
+  static const std::vector<Images> kUsual = {Images::kContiguous, Images::kChannelsLast},
+                                   kRare = {Images::kSomeChannels, Images::kTransposed, Images::kImagesInnermost,
+                                            Images::kEveryOther},
+                                   kRepeated = {Images::kRepeatedImage, Images::kRepeatedChannel, Images::kOneValue};
+  const std::vector<Images> &from = input && choices->OneIn(8) ? kRepeated : choices->OneIn(3) ? kRare : kUsual;
   Layout layout;
-  layout.images = input && choices->OneIn(8) ? kInputs[choices->Below(3)]
-                                             : kOutputs[choices->OneIn(2) ? choices->Below(2) : choices->Below(5)];
+  layout.images = from[static_cast<size_t>(choices->Below(static_cast<int64_t>(from.size())))];
   layout.gap = choices->OneIn(2) ? 0 : choices->Below(9);
   layout.misalignment = choices->Below(3);
   return layout;
@@ -271,6 +272,24 @@ const std::vector<ConvShape> &PaddingShapes() {
         all.push_back(one.Pad(beyond, 0, 0, beyond));
         all.push_back(one.Pad(0, beyond, beyond, 0).Stride(choices.From({1, 2, 3}), choices.From({1, 2, 3})));
         all.push_back(one.Pad(beyond, beyond + 1, beyond + 2, beyond).Stride(3, 2).Dilation(1, 2));
+      }
+    }
+    return InBothForms(all);
+  }();
+  return shapes;
+}
+
+const std::vector<ConvShape> &PixelShapes() {
+  static const std::vector<ConvShape> shapes = [] {
+    std::vector<ConvShape> all;
+    Choices choices(14);
+    for (const auto &image : {std::pair<int, int>{1, 1}, {1, 9}, {6, 1}, {5, 7}, {13, 31}}) {
+      for (const int64_t batch : {1, 3, 20}) {
+        const auto channels = [&] { return choices.From({1, 3, 16, 33, 70}); };
+        const ConvShape one = ConvShape().Batch(batch).Image(image.first, image.second);
+        all.push_back(one.Channels(channels(), choices.From(kRanks), channels()));
+        all.push_back(one.Channels(channels(), choices.From(kRanks), channels()).Stride(2, choices.From({1, 2, 3})));
+        all.push_back(one.Channels(6, 5, 10, 2).Pad(choices.Below(2), 0, 0, choices.Below(2)));
       }
     }
     return InBothForms(all);

@@ -45,6 +45,7 @@ const std::vector<ConvShape> &ImageShapes();   // from 1x1 to 40x33, one and man
 const std::vector<ConvShape> &WidthShapes();   // every rank with few and with many channels, groups
 const std::vector<ConvShape> &BlockShapes();   // extents that need several blocks
 const std::vector<ConvShape> &PaddingShapes();
+const std::vector<ConvShape> &PixelShapes();  // 1x1 kernels, which need no window
 const std::vector<ConvShape> &EmptyShapes();
 
 }  // namespace lath_test

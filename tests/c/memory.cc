@@ -63,6 +63,11 @@ Index Packed(const Index &extents, const std::array<size_t, 4> &order, int64_t s
   return strides;
 }
 
+// Pixels at one distance.
+Index SomeChannels(const Index &extents, int64_t gap) {
+  return Packed({extents[0], extents[1] + gap, extents[2], extents[3]}, {1, 3, 2, 0}, 1, 0);
+}
+
 Index ImageStrides(const Index &extents, const Layout &layout) {
   enum : size_t { n, c, h, w };
   const Index contiguous = Packed(extents, {w, h, c, n}, 1, layout.gap);
@@ -71,6 +76,8 @@ Index ImageStrides(const Index &extents, const Layout &layout) {
       return contiguous;
     case Images::kChannelsLast:
       return Packed(extents, {c, w, h, n}, 1, layout.gap);
+    case Images::kSomeChannels:
+      return SomeChannels(extents, layout.gap + 1);
     case Images::kTransposed:
       return Packed(extents, {h, w, c, n}, 1, layout.gap);
     case Images::kImagesInnermost:

@@ -100,6 +100,7 @@ class Memory {
 enum class Images {
   kContiguous,
   kChannelsLast,
+  kSomeChannels,     // channels-last, the first channels of more
   kTransposed,       // height and width exchanged
   kImagesInnermost,  // n is adjacent
   kEveryOther,       // contiguous, every other element of a row

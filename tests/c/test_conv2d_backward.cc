@@ -76,6 +76,22 @@ TEST_P(Conv2dBackward, IsExactAtEveryRankAndChannelCount) { CheckAll(WidthShapes
 TEST_P(Conv2dBackward, IsExactWhereAnExtentNeedsSeveralBlocks) { CheckAll(BlockShapes(), 4); }
 TEST_P(Conv2dBackward, IsExactWhereWindowsLieInThePadding) { CheckAll(PaddingShapes(), 5); }
 
+// Pixels whose channels are adjacent are the rows of a matrix.
+TEST_P(Conv2dBackward, OneByOneIsExactOnChannelsLastImages) {
+  Choices choices(10);
+  for (const ConvShape &shape : PixelShapes()) {
+    LowrankInputs::Layouts layouts;
+    CallOptions options = Options();
+    for (Layout *layout : {&layouts.x, &layouts.dy, &options.output}) {
+      layout->images = choices.OneIn(3) ? Images::kSomeChannels : Images::kChannelsLast;
+    }
+    const bool saved = choices.OneIn(2);
+    const ConvInputs inputs(choices.OneIn(3) ? LATH_BF16 : LATH_F32, shape, choices.OneIn(2), choices.OneIn(2),
+                            Numbers::kIntegers, choices.Next(), layouts);
+    EXPECT_TRUE(ExactBackward(inputs, options, kAllGradients, saved));
+  }
+}
+
 TEST_P(Conv2dBackward, IsExactForShapesAtRandom) {
   Choices choices(6);
   for (int repeat = 0; repeat < 200; ++repeat) CheckExactly(DrawShape(&choices), choices.Next());
