@@ -24,7 +24,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, lab
     return loss.detach()
 
 
-def accuracy(model: nn.Module, split: Split, layout: torch.memory_format = CONTIGUOUS, batch: int = 500) -> float:
+def accuracy(model: nn.Module, split: Split, layout: torch.memory_format = CONTIGUOUS, batch: int = 100) -> float:
     """Share of the images that get their own label, in evaluation mode; the mode is put back."""
     training = model.training
     model.eval()

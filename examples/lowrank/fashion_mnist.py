@@ -27,7 +27,18 @@ import lath
 from data import DataError, FashionMNIST, fashion_mnist
 from lowrank.contest import Contestant, print_training_memory, train, training_memory, workloads
 from lowrank.figure import Part, draw
-from lowrank.networks import DENSE, IMAGE, LARGEST_RANK, LATH, SMALLEST_RATIO, Task, cnn_task, mlp_task, networks
+from lowrank.networks import (
+    DENSE,
+    IMAGE,
+    LARGEST_RANK,
+    LATH,
+    SMALLEST_RATIO,
+    Task,
+    as_call,
+    cnn_task,
+    mlp_task,
+    networks,
+)
 from measure import Workload
 from training import LAYOUTS
 
@@ -37,8 +48,10 @@ DISTURBED = 1.5
 def run(task: Task, data: FashionMNIST, args: argparse.Namespace) -> Part:
     """Train, measure and tell about one network."""
     models, report = networks(task, args.seed)
-    spec = f"lath.{task.spec}" + (f", exclude={list(task.exclude)}" if task.exclude else "")
-    print(f"{task.title}\n\nlath.convert(model, {spec})\n{report}\n")
+    arguments = as_call(task.spec) + (f", exclude={list(task.exclude)}" if task.exclude else "")
+    routes = {row.kernel for row in lath.report(models[LATH], data.train.images[: task.batch]) if row.rank}
+    print(f"{task.title}\n\nlath.convert(model, {arguments})\n{report}")
+    print(f"kernels that the planner takes for a batch of {task.batch}: {', '.join(sorted(routes))}\n")
     if task.images < len(data.train):
         print(f"trained on {task.images:,} of the {len(data.train):,} images, to keep the demo short")
     contestants = train(task, models, data, args.seed)
@@ -164,13 +177,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rank", type=positive, default=64, help=f"of the MLP's layers, up to {LARGEST_RANK} (64)")
     parser.add_argument("--ratio", type=float, default=0.125, help="rank of the CNN's layers by their size (0.125)")
     parser.add_argument("--form", choices=("separable", "pointwise"), default="separable", help="of the CNN's layers")
-    parser.add_argument("--images", type=positive, help="training images (MLP: all, CNN: 12,800)")
+    parser.add_argument("--images", type=positive, help="training images (MLP: all, CNN: 9,600)")
     parser.add_argument("--epochs", type=positive, help="passes over the training images (MLP 5, CNN 1)")
     parser.add_argument("--batch", type=positive, help="images in a training step (MLP 128, CNN 64)")
     parser.add_argument("--rate", type=float, help="learning rate of Adam, falling linearly (2e-3)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the order of images (0)")
     parser.add_argument("--threads", type=positive, help="as torch.set_num_threads (default: as torch has them)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="time spent on each inference measurement (3)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time spent on each inference measurement (2)")
     parser.add_argument("--output", type=Path, default=Path("build/demo"), help="folder of the figure (build/demo)")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--layout", help=argparse.SUPPRESS)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import lath
 import torch
@@ -91,10 +91,10 @@ def cnn_task(ratio: float, form: str) -> Task:
         batch=64,
         rate=2e-3,
         epochs=1,
-        images=12_800,
-        tests=8,
+        images=9_600,
+        tests=5,
         glance=1_000,
-        inference=(1, 16, 128),
+        inference=(1, 16, 64),
     )
 
 
@@ -127,6 +127,12 @@ def networks(task: Task, seed: int) -> tuple[dict[str, nn.Module], lath.Report]:
     thin = copy.deepcopy(dense)
     report = lath.convert(thin, task.spec, exclude=task.exclude)
     return {DENSE: dense, task.pair: as_pairs(thin), LATH: thin}, report
+
+
+def as_call(spec: lath.LowRank) -> str:
+    """The spec as one would write it."""
+    given = {f.name: getattr(spec, f.name) for f in fields(spec) if getattr(spec, f.name) != f.default}
+    return f"lath.LowRank({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
 
 def as_pairs(model: nn.Module) -> nn.Module:

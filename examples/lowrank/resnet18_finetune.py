@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data import DataError, Split, fashion_mnist  # isort: skip
 import lath
+from lowrank.networks import as_call
 from training import CHANNELS_LAST, CONTIGUOUS, accuracy, adam, step
 
 CLASSES = 10
@@ -97,14 +98,14 @@ def main(argv: list[str] | None = None) -> int:
     model = network()
 
     def tested() -> str:
-        return f"{accuracy(model, test, CHANNELS_LAST, batch=100):.1%} of {len(test):,} test images right"
+        return f"{accuracy(model, test, CHANNELS_LAST):.1%} of {len(test):,} test images right"
 
     print(f"1. Train the dense network, {args.steps} steps of {args.batch} images.")
     dense_seconds = train(model, training, args.steps, args.batch, args.rate, "dense")
     print(f"   {tested()}; a step takes {1e3 * dense_seconds:.0f} ms\n")
 
     spec = lath.LowRank(ratio=args.ratio, conv=args.form)
-    print(f"2. lath.convert(model, {spec}, exclude={STAYS_DENSE})")
+    print(f"2. lath.convert(model, {as_call(spec)}, exclude={STAYS_DENSE})")
     lath.convert(model, spec, exclude=STAYS_DENSE)
     print(lath.report(model, test.images[: args.batch].to(memory_format=CHANNELS_LAST)))
     print(f"   right after it, before any training: {tested()}\n")
