@@ -461,9 +461,18 @@ class Reader(nn.Module):
         self.embed.conv = nn.Conv2d(8, 8, 3)
         self.other = nn.Linear(8, 8)
 
+    @property
+    def dtype(self):
+        return self.embed.conv.weight.dtype
+
+    def project(self, x):
+        return nn.functional.linear(x, self.proj.weight, self.proj.bias)
+
+    def reset_parameters(self):
+        self.other.weight.data.zero_()
+
     def forward(self, x):
-        x = x.to(self.embed.conv.weight.dtype)
-        return self.other(nn.functional.linear(x, self.proj.weight, self.proj.bias))
+        return self.other(self.project(x.to(self.dtype)))
 
 
 class OwnReader(Reader):

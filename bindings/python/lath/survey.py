@@ -6,6 +6,7 @@ from __future__ import annotations
 import dis
 import inspect
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -103,15 +104,31 @@ def _reader(site: Site, modules: dict[str, nn.Module]) -> str | None:
 
 @lru_cache(maxsize=256)
 def _weights_read(kind: type[nn.Module]) -> frozenset[str]:
-    """The weights of modules below that ``forward`` reads: ``self.proj.weight`` in it gives "proj.weight"."""
-    found, chain = set(), []
-    for ancestor in kind.__mro__[: kind.__mro__.index(nn.Module)]:
-        forward = inspect.unwrap(ancestor.__dict__.get("forward", ancestor))
-        for instruction in dis.get_instructions(forward) if inspect.isfunction(forward) else ():
-            chain = [*chain, instruction.argval] if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") else []
-            if chain and chain[-1] == "weight":
-                found.add(".".join(chain))
+    """The weights of modules below that ``forward`` and what it calls of the class read.
+
+    ``self.proj.weight`` in the code gives "proj.weight".
+    """
+    found, names = set(), ["forward"]
+    for name in names:  # grows on the way
+        for ancestor in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+            for chain in _attributes(ancestor.__dict__.get(name)):
+                if "weight" in chain:
+                    found.add(".".join(chain[: chain.index("weight") + 1]))
+                if chain[0] not in names:
+                    names.append(chain[0])
     return frozenset(found)
+
+
+def _attributes(member: object) -> Iterator[list[str]]:
+    """Chains of names in the code of a method or property: ``self.proj.weight.dtype`` gives proj, weight, dtype."""
+    function = inspect.unwrap(member.fget if isinstance(member, property) else member)
+    chain: list[str] = []
+    for instruction in dis.get_instructions(function) if inspect.isfunction(function) else ():
+        if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            chain.append(instruction.argval)
+        elif chain:
+            yield chain
+            chain = []
 
 
 def _obstacle(site: Site, owners: dict[object, set[str]]) -> str | None:
