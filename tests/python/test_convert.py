@@ -366,6 +366,15 @@ def test_compiled_then_converted():
     torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-4)
 
 
+def test_compiled_in_place_then_converted():
+    """What was compiled is the call of the layer that is gone."""
+    model, x = mlp(), torch.randn(4, 20)
+    model[0].compile(backend="eager")
+    model(x)
+    lath.convert(model, lath.LowRank(rank=2))
+    torch.testing.assert_close(model[0](x), model[0].to_dense()(x))
+
+
 # ---- what is left, and why ----------------------------------------------------------------------------------------
 
 

@@ -263,5 +263,5 @@ def _carry_over(old: nn.Module, new: nn.Module) -> None:
 
 @cache
 def _own_attributes(kind: type[nn.Module]) -> frozenset[str]:
-    """What every layer of this class has, so that a user has not added it."""
-    return frozenset(vars(kind(*_SMALLEST[kind], device="meta")))
+    """What every layer of this class has, so that a user has not added it; and the call that ``compile()`` bound."""
+    return frozenset(vars(kind(*_SMALLEST[kind], device="meta"))) | {"_compiled_call_impl"}
