@@ -25,6 +25,15 @@ def _examples_on_the_path(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES / "lowrank"))
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Several threads for so little work only get into each other's way."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def write_idx(path: Path, values: torch.Tensor) -> None:
     header = struct.pack(f">HBB{values.dim()}I", 0, 8, values.dim(), *values.shape)
     path.write_bytes(gzip.compress(header + bytes(values.flatten().tolist())))
@@ -108,6 +117,12 @@ def test_demo_trains_measures_and_draws(folder, tmp_path, monkeypatch, capsys):
     from lowrank.networks import cnn_task
 
     monkeypatch.setattr(fashion_mnist, "cnn_task", lambda *options: replace(cnn_task(*options), inference=(1, 2)))
+    measured = fashion_mnist.training_memory  # starts a process for each network: here for one of three
+    monkeypatch.setattr(
+        fashion_mnist,
+        "training_memory",
+        lambda command, contestant: measured(command, contestant) if "--memory-of=lath" in command else None,
+    )
     output = tmp_path / "figures"
     options = f"--rank 16 --ratio 0.05 --epochs 2 --batch 4 --images 12 --seconds 0 --output {output}"
     assert fashion_mnist.main(options.split()) == 0
@@ -120,6 +135,7 @@ def test_demo_trains_measures_and_draws(folder, tmp_path, monkeypatch, capsys):
         assert out.count(f"\n{row}") + out.count(f"\n  {row}") >= 2  # in both tables
     assert "trained on 12 of the 48 images" in out
     assert "better layout" in out
+    assert len(re.findall(r"peak memory of training +not known +not known +[\d.]+ MiB", out)) == 2
     figure = output / "fashion_mnist.png"
     assert f"figure: {figure}" in out
     assert figure.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
