@@ -195,6 +195,7 @@ const std::vector<ConvShape> &ImageShapes() {
     }
     for (const int64_t extent : {1, 2, 4, 7, 8}) {
       for (const int64_t batch : {2, 3, 16, 17, 70, 300}) {
+        if (batch * extent > 600) continue;
         const int64_t out = batch > 17 ? 3 : 19;
         all.push_back(ConvShape().Image(extent, extent).Batch(batch).Channels(9, 8, out).Kernel(3, 3).Pad(1));
         all.push_back(ConvShape().Image(extent, 2 * extent).Batch(batch).Channels(9, 8, out).Kernel(3, 3).Pad(1).Stride(2, 2));
