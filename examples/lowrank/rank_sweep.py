@@ -126,15 +126,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="two ratios, few images")
     parser.add_argument("--ratios", type=float, nargs="+", help=f"({' '.join(map(str, RATIOS))})")
-    parser.add_argument("--images", type=int, help="training images (6400; quick: 1280)")
-    parser.add_argument("--batch", type=int, default=64, help="images in a training step (64)")
+    parser.add_argument("--images", type=int, help="training images (6400; quick: 1920)")
+    parser.add_argument("--batch", type=int, default=32, help="images in a training step (32)")
     parser.add_argument("--test-images", type=int, default=4000, help="(4000)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the order of images (0)")
     parser.add_argument("--threads", type=int, help="as torch.set_num_threads (default: as torch has them)")
     parser.add_argument("--output", type=Path, default=Path("build/sweep"), help="folder of the figure (build/sweep)")
     args = parser.parse_args(argv)
     args.ratios = tuple(sorted(args.ratios or (QUICK_RATIOS if args.quick else RATIOS)))
-    args.images = args.images or (1280 if args.quick else 6400)
+    args.images = args.images or (1920 if args.quick else 6400)
     if not SMALLEST_RATIO <= args.ratios[0] <= args.ratios[-1] <= 1:
         parser.error(f"--ratios: choose numbers from {SMALLEST_RATIO} (rank 1) to 1")
     return args
@@ -156,6 +156,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     results = sweep(args.ratios, images, args.batch, data, args.seed)
     print(f"\n{table(results)}\n")
+    error = max(r.accuracy * (1 - r.accuracy) for r in results) ** 0.5 / len(data.test) ** 0.5
+    print(f"Accuracies on so few images are good to {2 * error:.1%} or so (two standard errors).")
     title = f"Accuracy against time: one pass over {images:,} images, threads: {torch.get_num_threads()}"
     print(f"figure: {draw(args.output, results, title)}")
     return 0
