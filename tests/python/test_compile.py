@@ -9,6 +9,7 @@ import shutil
 import lath
 import pytest
 import torch
+from lath import _conv
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._functorch.aot_autograd import make_boxed_func
@@ -201,9 +202,40 @@ def test_convolutions_without_breaks(backend, inner_bias, mode, memory_format):
     net.eval()
     for context in (torch.no_grad, torch.inference_mode):
         with context():
-            y, expected = compiled(x), net(x)
-            torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
-            assert y.stride() == expected.stride()
+            torch.testing.assert_close(compiled(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["separable", "pointwise"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
+def test_memory_format_of_a_compiled_convolution(backend, mode, memory_format):
+    layer = lath.nn.LowRankConv2d(3, 12, 3, 2, padding=1, mode=mode)
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    x = images(memory_format=memory_format)
+    with torch.no_grad():
+        assert compiled(x).stride() == layer(x).stride()
+    assert compiled(x).is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_traced_convolutions_take_the_planned_route(dynamic, monkeypatch):
+    asked = []
+    monkeypatch.setattr(_conv, "plan", lambda *question: asked.append(question) or ("pair", 1, 1, True))
+    counter = CompileCounterWithBackend("eager")
+    layer = lath.nn.LowRankConv2d(3, 12, 3, 2, padding=1, groups=3)
+    torch.compile(layer, fullgraph=True, dynamic=dynamic, backend=counter)(images())
+    sizes, geometry, channels_last, dtype, training = asked[0]
+    assert sizes[1:4] == (3, 2, 12)
+    assert (geometry.groups, channels_last, dtype, training) == (3, False, torch.float32, True)
+    called = [node.target for node in counter.graphs[0].graph.nodes if node.op == "call_function"]
+    assert called.count(torch.conv2d) == 2
+
+
+def test_traced_weights_of_symbolic_size():
+    compiled = torch.compile(lath.ops.lowrank_conv2d, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rank, size in ((2, 8), (3, 9)):
+        x, v, u = torch.randn(5, 4, size, size), torch.randn(rank, 4, 1, 3), torch.randn(7, rank, 3, 1)
+        torch.testing.assert_close(compiled(x, v, u, padding=1), lath.ops.lowrank_conv2d(x, v, u, padding=1))
 
 
 def test_one_graph_for_every_batch_and_size_of_images():

@@ -343,18 +343,17 @@ def test_gauge(mode):
     *[st.integers(1, 20)] * 2, *[st.integers(1, 4)] * 2, st.integers(1, 3), st.integers(1, 2), st.sampled_from(MODES)
 )
 def test_break_even_rank_is_the_last_that_saves(n, m, kernel_h, kernel_w, groups, stride, mode):
-    """Counted by the planner for an image so large that its borders do not matter."""
-    size = 4096
-    channels, kernel = (groups * n, groups * m), (kernel_h, kernel_w)
-    rank = conv_break_even_rank(*channels, kernel, mode, groups, (stride, stride))
+    """Multiply-adds of a layer whose output has one pixel: weights times the pixels that each is applied to."""
+    rank = conv_break_even_rank(groups * n, groups * m, (kernel_h, kernel_w), mode, groups, (stride, stride))
 
     def saves(rank):
-        numbers = (stride, (kernel_h // 2, kernel_w // 2), 1, groups, mode)
-        plan = lath.ops.lowrank_conv2d_plan(1, channels[0], rank, channels[1], size, size, kernel, *numbers)
-        return plan.macs / plan.dense_macs if plan.kernel != "merged" else math.inf
+        options = {"stride": stride, "groups": groups, "mode": mode, "device": "meta"}
+        layer = LowRankConv2d(groups * n, groups * m, (kernel_h, kernel_w), rank, **options)
+        rows = stride if mode == "separable" else 1  # of the intermediate, for each row of the output
+        return layer.weight_v.numel() * rows + layer.weight_u.numel() < groups * n * m * kernel_h * kernel_w
 
-    assert rank == 0 or saves(rank) < 1.01
-    assert saves(rank + 1) > 0.99
+    assert rank == 0 or saves(rank)
+    assert not saves(rank + 1)
 
 
 # ---- inputs -------------------------------------------------------------------------------------------------------

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import has_static_value
 from torch.nn.functional import conv2d, pad
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ._fake import check_conv_shapes
-from .factor import CONV_MODES, conv_break_even_rank, merge_conv, merge_conv_bias
+from .factor import CONV_MODES, merge_conv, merge_conv_bias
 
 PLANNED = ("plain", "fused", "linear", "pair", "merged")  # enum lath_conv_kernel
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)  # enum lath_dtype
@@ -189,6 +191,16 @@ def plan(sizes: tuple[int, ...], g: Geometry, channels_last: bool, dtype: torch.
     return PLANNED[kernel], macs, dense_macs, bool(save)
 
 
+def _choose(sizes: tuple[int, ...], g: Geometry, channels_last: bool, dtype: torch.dtype, training: bool):
+    """The kernel that "auto" stands for, and whether to keep the intermediate."""
+    kernel, macs, dense_macs, save = plan(sizes, g, channels_last, dtype, training)
+    if not (sizes[1] and sizes[3]):  # torch refuses convolutions without channels
+        kernel = "fused"
+    elif kernel == "plain":  # loops of lath's own, for checking
+        kernel = "merged" if macs > dense_macs else "pair"
+    return kernel, save
+
+
 def route(
     kernel: str,
     training: bool,
@@ -198,58 +210,74 @@ def route(
     shape_v: torch.Size,
     shape_u: torch.Size,
     inner_bias: bool,
-    stride: Pair,
-    padding: Pair | str,
-    dilation: Pair,
-    groups: int,
-    mode: str,
+    *arguments,
 ) -> Route:
     """Check the shapes, and settle how the call is carried out. The same arguments always give the same route.
+
+    Args:
+        kernel: as for ``lath.ops.lowrank_conv2d``.
+        training: gradients are recorded.
+        dtype: of x.
+        channels_last: the channels of x are adjacent.
+        shape_x: of x.
+        shape_v: of weight_v.
+        shape_u: of weight_u.
+        inner_bias: there is one.
+        arguments: stride, padding, dilation, groups, mode.
 
     Raises:
         RuntimeError: shapes that do not fit, in the words of the operator.
         TypeError, ValueError: as :func:`geometry`, and "merged" where no dense convolution is the same function.
     """
-    size = kernel_size(shape_v, shape_u, mode) if len(shape_v) == len(shape_u) == 4 else (1, 1)  # refused below
-    g = geometry(size, stride, padding, dilation, groups, mode)
+    size, g = _window(shape_v, shape_u, arguments)
     check_conv_shapes("lowrank_conv2d", shape_x, shape_v, shape_u, *g)
-    planned, save = "fused", False
+    chosen, save = "fused", False
     if dtype in DTYPES:  # the operator is about to refuse others
-        sizes = (*shape_x[:2], shape_v[0] // groups, shape_u[0], *shape_x[2:], *size)
+        sizes = (*shape_x[:2], shape_u[1], shape_u[0], *shape_x[2:], *size)
         try:
-            planned, _, _, save = plan(sizes, g, channels_last, dtype, training)
+            chosen, save = _choose(sizes, g, channels_last, dtype, training)
         except RuntimeError as error:  # the shapes fit each other, so it is their size
             raise RuntimeError(
                 f"lath::lowrank_conv2d: x: got shape {tuple(shape_x)}, expected images, kernels and padding of fewer "
                 "than 2^60 elements"
             ) from error
-    if planned == "plain":
-        planned = "merged" if _dense_pays(shape_v, shape_u, size, g) else "pair"
-    return _settle(kernel, planned, inner_bias, g, save)
+    return _settle(kernel, chosen, inner_bias, g, save)
 
 
 def traced_route(
-    kernel: str, _training, dtype, _channels_last, _shape_x, shape_v, shape_u, inner_bias, *geometry_arguments
+    kernel: str, training: bool, dtype, channels_last, shape_x, shape_v, shape_u, inner_bias: bool, *arguments
 ) -> Route:
-    """The same while a graph is traced: sizes of images may be symbolic, so the rank alone decides.
+    """The same while a graph is traced; there the shape functions of the operators check the shapes.
 
-    The shape functions of the operators check the shapes.
+    A graph may serve images of any size, so it is planned for a batch of a common one. Weights of symbolic size leave
+    nothing to plan with.
     """
-    size = kernel_size(shape_v, shape_u, geometry_arguments[-1])
-    g = geometry(size, *geometry_arguments)
-    planned = "pair" if dtype == torch.float64 else "fused"
-    if _dense_pays(shape_v, shape_u, size, g):
-        planned = "merged"
-    return _settle(kernel, planned, inner_bias, g, True)
+    size, g = _window(shape_v, shape_u, arguments)
+    chosen, save = "fused", True
+    if dtype in DTYPES and all(has_static_value(n) for n in (*shape_v, *shape_u, *g)):
+        height, width = 32 + size[0] * g.dilation_h, 32 + size[1] * g.dilation_w
+        sizes = 16, shape_v[1] * g.groups, shape_u[1], shape_u[0], height, width, *size
+        channels_last = True if channels_last else False  # noqa: SIM210  (bool() leaves a symbol, a branch does not)
+        chosen, save = _constant_choice(channels_last, dtype, training, *sizes, *g)
+    return _settle(kernel, chosen, inner_bias, g, save)
 
 
-def _dense_pays(shape_v: torch.Size, shape_u: torch.Size, size: tuple[int, int], g: Geometry) -> bool:
-    channels = shape_v[1] * g.groups, shape_u[0]
-    mode = "separable" if g.separable else "pointwise"  # an index of a bool is too much for the tracer of torch 2.10
-    return shape_u[1] > conv_break_even_rank(*channels, size, mode, g.groups, (g.stride_h, g.stride_w))
+@torch.compiler.assume_constant_result
+def _constant_choice(channels_last: bool, dtype: torch.dtype, training: bool, *numbers: int) -> tuple[str, bool]:
+    with _disable_current_modes():  # the question is no part of the graph
+        try:
+            return _choose(numbers[:8], Geometry(*numbers[8:]), channels_last, dtype, training)
+        except RuntimeError:  # the shape function is about to say what is wrong
+            return "fused", False
 
 
-def _settle(kernel: str, planned: str, inner_bias: bool, g: Geometry, save: bool) -> Route:
+def _window(shape_v: torch.Size, shape_u: torch.Size, arguments: tuple) -> tuple[tuple[int, int], Geometry]:
+    """Kernel size and geometry; of a kernel of one tap for weights that the checks are about to refuse."""
+    size = kernel_size(shape_v, shape_u, arguments[-1]) if len(shape_v) == len(shape_u) == 4 else (1, 1)
+    return size, geometry(size, *arguments)
+
+
+def _settle(kernel: str, chosen: str, inner_bias: bool, g: Geometry, save: bool) -> Route:
     # The rows of padding of a separable pair are zeros of the intermediate, which no inner bias is added to.
     border = inner_bias and g.separable and (g.pad_top or g.pad_bottom)
     if kernel == "merged" and border:
@@ -258,7 +286,7 @@ def _settle(kernel: str, planned: str, inner_bias: bool, g: Geometry, save: bool
             "with rows of padding in a separable pair; expected 'auto', 'fused' or 'pair'"
         )
     if kernel == "auto":
-        kernel = "pair" if planned == "merged" and border else planned
+        kernel = "pair" if chosen == "merged" and border else chosen
     if kernel not in ("pair", "merged"):
         return Route("fused", g, save, ())
     return Route(kernel, g, save, stages(g, kernel == "merged"))
