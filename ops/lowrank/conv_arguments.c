@@ -23,13 +23,18 @@ static lath_status check_channels(const struct lath_lowrank_conv2d *a) {
   return a->in % a->groups || a->out % a->groups ? LATH_INVALID_ARGUMENT : LATH_OK;
 }
 
-/* Every buffer of a call, the weights of all groups included, fits the address space. */
+/* Every buffer of a call, the weights of all groups included, fits the address space, and the multiply-adds of every route can be
+ * counted. */
 static lath_status check_sizes(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
   LATH_TRY(lath_check_extents((const int64_t[]){a->batch, a->in, a->height, a->width}, 4));
   LATH_TRY(lath_check_extents((const int64_t[]){a->batch, a->out, s->out_height, s->width}, 4));
   LATH_TRY(lath_check_extents((const int64_t[]){a->batch, a->groups, a->rank, s->p_height, s->width}, 5));
   LATH_TRY(lath_check_extents((const int64_t[]){a->in, a->rank, a->kernel_h, a->kernel_w}, 4));
   LATH_TRY(lath_check_extents((const int64_t[]){a->out, a->rank, a->kernel_h}, 3));
+  LATH_TRY(
+      lath_check_extents((const int64_t[]){a->batch, a->in, a->rank, s->first.taps, a->kernel_w, s->p_height, s->width}, 7));
+  LATH_TRY(lath_check_extents((const int64_t[]){a->batch, a->out, a->rank, s->second.taps, s->out_height, s->width}, 6));
+  LATH_TRY(lath_check_extents((const int64_t[]){a->out, a->rank, s->in, a->kernel_h, a->kernel_w}, 5));
   return lath_check_extents((const int64_t[]){a->batch, a->in, a->out, s->out_height, s->width, a->kernel_h, a->kernel_w}, 7);
 }
 
@@ -59,7 +64,9 @@ lath_status lath_conv_shape(const struct lath_lowrank_conv2d *a, struct lath_con
   return check_sizes(a, s);
 }
 
-int lath_conv_is_plain(const struct lath_lowrank_conv2d *a) { return a->dtype == LATH_F64 || a->in == 0 || a->rank == 0; }
+int lath_conv_is_plain(const struct lath_lowrank_conv2d *a) {
+  return a->dtype == LATH_F64 || a->in == 0 || a->rank == 0 || a->height == 0 || a->width == 0;
+}
 
 int lath_conv_is_1x1(const struct lath_lowrank_conv2d *a) {
   return a->kernel_h == 1 && a->kernel_w == 1 && a->stride_h == 1 && a->stride_w == 1 && a->pad_top == 0 &&

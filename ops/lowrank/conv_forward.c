@@ -211,7 +211,7 @@ static void save_run(const struct strip *t, const struct lath_run *run) {
   if (!f->p) return;
   for (int64_t k = 0; k < run->count; k++) {
     const int64_t row = run->first + k * run->step;
-    if (row < t->own || row >= t->own_end) continue;
+    if (row < t->own || row >= t->own_end || !lath_conv_row_is_met(&f->s.second, row)) continue;
     for (int64_t q = 0; q < f->s.rank; q++)
       for (int64_t m = 0; m < t->images; m++)
         memcpy(row_of_p(t, m, q, row), t->z + q * f->z_plane + (run->slot + k) * f->pitch + m * f->s.width,

@@ -256,8 +256,16 @@ static void share_channels(void *arg, int64_t begin, int64_t end) {
   }
 }
 
+static void zero(float *sums, int64_t count) {
+  if (sums) memset(sums, 0, (size_t)count * sizeof *sums);
+}
+
 lath_status lath_sums_run(struct lath_sums *s, const struct lath_host *host) {
+  zero(s->d_bias, s->groups * (s->wide_is_input ? s->rank : s->wide));
+  if (s->batch == 0) {
+    zero(s->d_weight, s->groups * s->wide * s->rank * s->stage->taps * s->columns.taps);
+    return LATH_OK;
+  }
   fill_lists(s);
-  if (s->d_bias) memset(s->d_bias, 0, (size_t)(s->groups * (s->wide_is_input ? s->rank : s->wide)) * sizeof(float));
   return lath_host_run(host, s->workers, share_channels, s);
 }
