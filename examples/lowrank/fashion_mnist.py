@@ -179,7 +179,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--form", choices=("separable", "pointwise"), default="separable", help="of the CNN's layers")
     parser.add_argument("--images", type=positive, help="training images (MLP: all, CNN: 9,600)")
     parser.add_argument("--epochs", type=positive, help="passes over the training images (MLP 5, CNN 1)")
-    parser.add_argument("--batch", type=positive, help="images in a training step (MLP 128, CNN 64)")
+    parser.add_argument("--batch", type=positive, help="images in a training step (MLP 128, CNN 32)")
     parser.add_argument("--rate", type=float, help="learning rate of Adam, falling linearly (2e-3)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the order of images (0)")
     parser.add_argument("--threads", type=positive, help="as torch.set_num_threads (default: as torch has them)")

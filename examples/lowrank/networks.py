@@ -88,7 +88,7 @@ def cnn_task(ratio: float, form: str) -> Task:
         exclude=("features.0", "head"),  # one channel in, ten classes out: nothing to save
         pair="two nn.Conv2d",
         layouts=(CONTIGUOUS, CHANNELS_LAST),
-        batch=64,
+        batch=32,
         rate=2e-3,
         epochs=1,
         images=9_600,
