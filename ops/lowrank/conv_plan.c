@@ -34,7 +34,7 @@ static int dense_pays(const struct lath_lowrank_conv2d *a, const struct lath_con
 static int pair_pays(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
   if (a->dtype == LATH_BF16) return lath_cpu_multiplies_bf16() && factored_macs(a, s) > PAIR_MIN_MACS;
   if (a->x.s_c != 1 || a->in == 1) return 0;
-  return s->in < CHANNELS_TO_TURN || (a->form == LATH_POINTWISE && s->rank % 16 == 0);
+  return s->in < CHANNELS_TO_TURN || s->rank % 16 == 0;
 }
 
 static lath_conv_kernel route(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
