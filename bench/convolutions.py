@@ -13,7 +13,6 @@ import torch
 from bounds import FLOAT, Work, least_seconds
 from cases import own_linear
 from context import Context
-from count import inference_macs
 from formats import better, in_both_formats, row_of
 from lath.nn import LowRankConv2d
 from layers import filled
@@ -255,12 +254,11 @@ def rows_of(context: Context, found: Comparison, goals: Mapping[int, Goal]) -> I
     """A row for each rank. A training step is taken as three forward passes."""
     layer, passes = found.layer, 3 if found.training else 1
     own = found.timings.get("own")
-    dense_macs = inference_macs(layer.dense(), layer.x_shape)
     x_bytes, y_bytes = FLOAT * math.prod(layer.x_shape), FLOAT * math.prod(layer.y_shape)
     for rank, module in found.modules.items():
-        macs = inference_macs(module, layer.x_shape)
+        plan, route = _plan(found, rank), _plan(found, rank, found.training).kernel
         weights = FLOAT * (module.weight_v.numel() + module.weight_u.numel())
-        bound, traffic_limited = least_seconds(context, Work(x_bytes, y_bytes, weights, macs), found.training)
+        bound, traffic_limited = least_seconds(context, Work(x_bytes, y_bytes, weights, plan.macs), found.training)
         yield row_of(
             context,
             found.timings,
@@ -271,19 +269,18 @@ def rows_of(context: Context, found: Comparison, goals: Mapping[int, Goal]) -> I
             rows=layer.batch,
             rank=rank,
             own=own.median * passes if own else None,
-            dense_macs=passes * dense_macs,
-            macs=passes * macs,
-            bound=bound,
+            dense_macs=passes * plan.dense_macs,
+            macs=passes * plan.macs,
+            bound=0.0 if plan.kernel == "merged" else bound,  # that of the factors
             traffic_limited=traffic_limited,
-            route=_route(found, rank),
+            route=route,
             goal=goals[rank],
-            two_goal=TWO_GOAL,
+            two_goal=None if route == "pair" else TWO_GOAL,  # a pair is the same two calls
         )
 
 
-def _route(found: Comparison, rank: int) -> str:
-    """What the planner takes, in the format in which lath is faster."""
+def _plan(found: Comparison, rank: int, backward: bool = False) -> lath.ops.ConvPlan:
+    """What the planner says, in the format in which lath is faster."""
     layer, channels_last = found.layer, better(found.timings, ("lath", rank)) == "nhwc"
     extents = layer.batch, layer.n_in, rank, layer.n_out, layer.size, layer.size, *layer.window
-    plan = lath.ops.lowrank_conv2d_plan(*extents, mode=found.form, channels_last=channels_last, backward=found.training)
-    return plan.kernel
+    return lath.ops.lowrank_conv2d_plan(*extents, mode=found.form, channels_last=channels_last, backward=backward)
