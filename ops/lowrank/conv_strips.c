@@ -2,11 +2,19 @@
  * conv_strips.c - how a low-rank convolution is cut into pieces that fit the caches. */
 #include "lowrank/conv_strips.h"
 
+/* The most images that fit, or as few as half of that, if the last group is fuller then: 8 as 4 + 4, never 6 + 2, which would cost as
+ * much as 6 + 6. */
+static int64_t even_groups(int64_t batch, int64_t most) {
+  int64_t best = most;
+  for (int64_t images = most - 1; images >= lath_ceil_div(most, 2); images--)
+    if (lath_ceil_div(batch, images) * images < lath_ceil_div(batch, best) * best) best = images;
+  return best;
+}
+
 int64_t lath_images_side_by_side(int64_t batch, int64_t pixels, int64_t few) {
   if (pixels >= few) return 1;
-  const int64_t most = lath_ceil_div(LATH_STRIP_PIXELS, lath_larger(pixels, 1));
-  /* Evenly: 8 as 4 + 4, never 6 + 2, which would cost as much as 6 + 6. */
-  return lath_ceil_div(lath_larger(batch, 1), lath_ceil_div(lath_larger(batch, 1), most));
+  const int64_t most = lath_smaller(lath_larger(batch, 1), lath_ceil_div(LATH_STRIP_PIXELS, lath_larger(pixels, 1)));
+  return even_groups(batch, most);
 }
 
 int64_t lath_strip_rows(int64_t rows, int64_t pitch, int64_t pixels) {
