@@ -232,46 +232,44 @@ static void save_unmet_rows(const struct strip *t) {
 
 /* ---- stages ---------------------------------------------------------------------------------------------------------------------------- */
 
-/* 1 x 1: the channels of x are the rows of B as they lie, block by block. A block is first called into L2 as a stream: the product
- * visits it in short pieces of many rows, which would wait for memory one by one. */
-static void first_stage_in_place(const struct strip *t, int64_t h, int64_t rows, float *z) {
+/* z (rank, pixels) += v (rank, columns from k on) b, or the first part of that sum. */
+static void multiply_v(const struct strip *t, int64_t k, const struct lath_panels *b, float *z) {
   const struct forward *f = t->f;
-  const struct lath_images *x = &f->a->x;
-  const int64_t row = t->group * f->s.rank, pixels = rows * f->pitch;
-  const float *from = (const float *)x->data + t->n * x->s_n + t->group * f->s.in * x->s_c + h * x->s_h;
-  for (int64_t c = 0; c < f->s.in; c += LATH_BLOCK_CHANNELS) {
-    const int64_t channels = lath_smaller(LATH_BLOCK_CHANNELS, f->s.in - c);
-    lath_fetch_rows(channels, pixels, from + c * x->s_c, x->s_c);
-    const struct lath_panels b = lath_panels_in_place(f->kernels, pixels, channels, from + c * x->s_c, x->s_c);
-    const struct lath_product product = {.m = f->s.rank,
-                                         .a = f->weights.v + row * f->s_v + c,
-                                         .s_a = f->s_v,
-                                         .b = &b,
-                                         .start = c > 0 ? LATH_START_C : LATH_START_ROWS,
-                                         .bias = f->weights.inner_bias ? f->weights.inner_bias + row : NULL,
-                                         .c = z,
-                                         .s_c = f->z_plane,
-                                         .scratch = t->scratch};
-    lath_multiply(f->kernels, &product);
-  }
-}
-
-/* z (rank, pixels) += v (rank, taps of these channels) copies, or the first part of that sum. */
-static void multiply_v(const struct strip *t, int64_t c, int64_t channels, int64_t pixels, float *z) {
-  const struct forward *f = t->f;
-  const int64_t taps = f->s.first.taps * f->a->kernel_w, row = t->group * f->s.rank;
-  struct lath_panels b = lath_panels_listed(f->kernels, pixels, channels * taps, t->copies, f->x_rows);
-  b.starts = f->x_starts;
+  const int64_t row = t->group * f->s.rank;
   const struct lath_product product = {.m = f->s.rank,
-                                       .a = f->weights.v + row * f->s_v + c * taps,
+                                       .a = f->weights.v + row * f->s_v + k,
                                        .s_a = f->s_v,
-                                       .b = &b,
-                                       .start = c > 0 ? LATH_START_C : LATH_START_ROWS,
+                                       .b = b,
+                                       .start = k > 0 ? LATH_START_C : LATH_START_ROWS,
                                        .bias = f->weights.inner_bias ? f->weights.inner_bias + row : NULL,
                                        .c = z,
                                        .s_c = f->z_plane,
                                        .scratch = t->scratch};
   lath_multiply(f->kernels, &product);
+}
+
+/* 1 x 1: the channels of x are the rows of B as they lie, block by block. A block is first called into L2 as a stream: the product
+ * visits it in short pieces of many rows, which would wait for memory one by one. */
+static void multiply_in_place(const struct strip *t, int64_t h, int64_t rows, float *z) {
+  const struct forward *f = t->f;
+  const struct lath_images *x = &f->a->x;
+  const int64_t pixels = rows * f->pitch;
+  const float *from = (const float *)x->data + t->n * x->s_n + t->group * f->s.in * x->s_c + h * x->s_h;
+  for (int64_t c = 0; c < f->s.in; c += LATH_BLOCK_CHANNELS) {
+    const int64_t channels = lath_smaller(LATH_BLOCK_CHANNELS, f->s.in - c);
+    lath_fetch_rows(channels, pixels, from + c * x->s_c, x->s_c);
+    const struct lath_panels b = lath_panels_in_place(f->kernels, pixels, channels, from + c * x->s_c, x->s_c);
+    multiply_v(t, c, &b, z);
+  }
+}
+
+/* The same with the copies of some channels. */
+static void multiply_copies(const struct strip *t, int64_t c, int64_t channels, int64_t pixels, float *z) {
+  const struct forward *f = t->f;
+  const int64_t taps = f->s.first.taps * f->a->kernel_w;
+  struct lath_panels b = lath_panels_listed(f->kernels, pixels, channels * taps, t->copies, f->x_rows);
+  b.starts = f->x_starts;
+  multiply_v(t, c * taps, &b, z);
 }
 
 /* Slots of a strip whose rows do not exist. What is read next leaves them alone: images of one strip are padded once. */
@@ -293,24 +291,43 @@ static void pad_copies(struct strip *t) {
 static void first_stage_windows(struct strip *t) {
   const struct forward *f = t->f;
   const struct lath_slots *slots = &f->x_slots;
-  if (f->in_place)
-    first_stage_in_place(t, t->h, t->rows, t->z);
-  else
-    pad_copies(t);
-  for (int64_t c = 0; c < f->s.in && !f->in_place; c += f->block) {
+  pad_copies(t);
+  for (int64_t c = 0; c < f->s.in; c += f->block) {
     const int64_t channels = lath_smaller(f->block, f->s.in - c);
     for (int64_t p = 0; p < slots->phases; p++) {
       const struct lath_run run = lath_slots_inside(slots, p, t->h, 0, slots->count[p] - (slots->rows - t->rows));
       spread_run(t, &run, c, channels, run.slot);
     }
-    multiply_v(t, c, channels, t->rows * f->pitch, t->z);
+    multiply_copies(t, c, channels, t->rows * f->pitch, t->z);
   }
+}
+
+static void first_stage_pointwise(struct strip *t) {
   const struct lath_run all = {.slot = 0, .count = t->rows, .first = t->h, .step = 1};
+  if (t->f->in_place)
+    multiply_in_place(t, t->h, t->rows, t->z);
+  else
+    first_stage_windows(t);
   save_run(t, &all);
 }
 
+/* Neighbouring rows of z from the same rows of x. */
+static void first_stage_run(const struct strip *t, const struct lath_run *run) {
+  const struct forward *f = t->f;
+  float *z = t->z + run->slot * f->pitch;
+  if (f->in_place) {
+    multiply_in_place(t, run->first, run->count, z);
+    return;
+  }
+  for (int64_t c = 0; c < f->s.in; c += f->block) {
+    const int64_t channels = lath_smaller(f->block, f->s.in - c);
+    spread_run(t, run, c, channels, 0);
+    multiply_copies(t, c, channels, run->count * f->pitch, z);
+  }
+}
+
 /* Separable: z needs the rows that the windows of the second stage meet and the strip above has not left; padding rows are zero. */
-static void first_stage_rows(const struct strip *t) {
+static void first_stage_separable(const struct strip *t) {
   const struct forward *f = t->f;
   const struct lath_slots *slots = &f->z_slots;
   for (int64_t p = 0; p < slots->phases; p++) {
@@ -319,12 +336,7 @@ static void first_stage_rows(const struct strip *t) {
     const int64_t begin = slots->base[p] + from, end = slots->base[p] + count;
     lath_zero_slots(t->z, f->s.rank, f->z_plane, f->pitch, begin, run.slot - begin);
     lath_zero_slots(t->z, f->s.rank, f->z_plane, f->pitch, run.slot + run.count, end - run.slot - run.count);
-    if (f->in_place && run.count > 0) first_stage_in_place(t, run.first, run.count, t->z + run.slot * f->pitch);
-    for (int64_t c = 0; c < f->s.in && run.count > 0 && !f->in_place; c += f->block) {
-      const int64_t channels = lath_smaller(f->block, f->s.in - c);
-      spread_run(t, &run, c, channels, 0);
-      multiply_v(t, c, channels, run.count * f->pitch, t->z + run.slot * f->pitch);
-    }
+    if (run.count > 0) first_stage_run(t, &run);
     save_run(t, &run);
   }
 }
@@ -388,10 +400,10 @@ static void run_band(struct strip *t, int64_t from, int64_t to) {
     t->rows = lath_smaller(f->z_slots.rows, to - t->h);
     t->carried = t->h > from;
     if (f->a->form == LATH_POINTWISE) {
-      first_stage_windows(t);
+      first_stage_pointwise(t);
     } else {
       if (t->carried) carry(t);
-      first_stage_rows(t);
+      first_stage_separable(t);
     }
     if (!f->only_first) second_stage(t);
   }

@@ -2,8 +2,9 @@
  * conv_slots.c - where the rows of a strip lie. */
 #include "lowrank/conv_slots.h"
 
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+#include "lowrank/conv_strips.h"
+
+/* Also of a negative number. */
 static int64_t ceil_div(int64_t a, int64_t b) { return a > 0 ? (a + b - 1) / b : -(-a / b); }
 
 static int64_t residue_of(const struct lath_conv_rows *stage, int64_t tap) { return tap * stage->dilation % stage->stride; }
@@ -15,7 +16,7 @@ static int64_t slots_opened_by(const struct lath_conv_rows *stage, int64_t tap, 
   for (int64_t i = 0; i < stage->taps; i++) {
     if (residue_of(stage, i) != residue_of(stage, tap)) continue;
     if (i < tap) return 0;
-    shift = larger(shift, shift_of(stage, i));
+    shift = lath_larger(shift, shift_of(stage, i));
   }
   return rows + shift;
 }
@@ -48,8 +49,8 @@ struct lath_run lath_slots_inside(const struct lath_slots *s, int64_t phase, int
   const struct lath_conv_rows *stage = s->stage;
   /* Slot k of the phase holds row start + k stride of the input without its padding. */
   const int64_t start = s->residue[phase] + stage->stride * h0 - stage->pad;
-  const int64_t low = smaller(larger(ceil_div(-start, stage->stride), from), from + count);
-  const int64_t high = smaller(larger(ceil_div(stage->in - start, stage->stride), low), from + count);
+  const int64_t low = lath_smaller(lath_larger(ceil_div(-start, stage->stride), from), from + count);
+  const int64_t high = lath_smaller(lath_larger(ceil_div(stage->in - start, stage->stride), low), from + count);
   return (struct lath_run){
       .slot = s->base[phase] + low, .count = high - low, .first = start + low * stage->stride, .step = stage->stride};
 }
