@@ -45,47 +45,64 @@ static int64_t reach_of(const struct lath_conv_rows *stage) { return (stage->tap
 
 /* ---- buffers -------------------------------------------------------------------------------------------------------------------------- */
 
+static int is_plain(const struct lath_columns *c) {
+  return c->taps == 1 && c->stride == 1 && c->pad == 0 && c->in == c->out;
+}
+
+/* What meets a pixel when the windows are one pixel apart: windows again, whose taps come in reverse. */
+static struct lath_columns reverse_of(const struct lath_columns *c) {
+  return (struct lath_columns){.taps = c->taps,
+                               .stride = 1,
+                               .pad = (c->taps - 1) * c->dilation - c->pad,
+                               .dilation = c->dilation,
+                               .in = c->out,
+                               .out = c->in};
+}
+
 static int reads_in_place(const struct lath_transposed *t) {
   const struct lath_conv_rows *s = t->stage;
-  return s->taps == 1 && s->stride == 1 && s->pad == 0 && t->images == 1 &&
-         lath_images_are_planes(t->source_dtype, &t->source, t->columns.out);
+  return s->taps == 1 && s->stride == 1 && s->pad == 0 && t->images == 1 && is_plain(&t->from) &&
+         lath_images_are_planes(t->source_dtype, &t->source, t->from.in);
 }
 
 static int writes_directly(const struct lath_transposed *t) {
-  const struct lath_columns *c = &t->columns;
-  return c->taps == 1 && c->stride == 1 && c->pad == 0 && c->in == c->out && t->stage->stride == 1 && t->images == 1 &&
-         lath_images_are_planes(t->target_dtype, &t->target, c->in);
+  return is_plain(&t->to) && t->stage->stride == 1 && t->images == 1 &&
+         lath_images_are_planes(t->target_dtype, &t->target, t->to.in);
 }
 
 static void take_strips(struct lath_transposed *t, const struct lath_host *host, int64_t macs) {
   t->workers = lath_host_workers(host, macs);
   const int64_t even = lath_larger(1, lath_ceil_div(t->batch, t->workers));
-  t->images = lath_smaller(lath_images_side_by_side(t->batch, t->stage->out * t->columns.out, LATH_FEW_PIXELS), even);
-  t->pitch = t->images * t->columns.out;
-  const int64_t fit = SOURCE_FLOATS / lath_larger(t->sources, 1);
+  t->images = lath_smaller(lath_images_side_by_side(t->batch, t->stage->out * t->from.out, LATH_FEW_PIXELS), even);
+  t->pitch = t->images * t->from.out;
+  const int64_t fit = SOURCE_FLOATS / lath_larger(t->sources * t->from.taps, 1);
   const int64_t pixels = lath_smaller(lath_larger(fit, FEWEST_PIXELS), LATH_STRIP_PIXELS);
   t->rows = lath_strip_rows(lath_ceil_div(t->stage->in, t->stage->stride), t->pitch, pixels);
 }
 
 void lath_transposed_take(struct lath_transposed *t, const struct lath_host *host, int64_t macs, struct lath_arena *arena) {
   t->kernels = lath_kernels();
+  const int spread = t->columns.stride == 1 && !is_plain(&t->columns);
+  t->from = spread ? reverse_of(&t->columns) : lath_plain_columns(t->columns.out);
+  t->to = spread ? lath_plain_columns(t->columns.in) : t->columns;
   take_strips(t, host, macs);
   t->in_place = reads_in_place(t);
   t->direct = writes_directly(t);
-  const int64_t taps = t->columns.taps, slots = t->rows + reach_of(t->stage);
+  const int64_t taps = t->to.taps, slots = t->rows + reach_of(t->stage);
   t->block = t->direct ? t->targets : lath_smaller(t->targets, lath_larger(1, BLOCK_ROWS / taps));
   t->source_plane = lath_plane_size(slots * t->pitch);
   t->target_plane = lath_plane_size(t->rows * t->pitch);
-  t->s_turned = lath_row_stride(t->stage->taps * t->sources);
-  t->copies_size = t->in_place ? 0 : lath_with_slack(t->kernels, t->sources * t->source_plane);
-  t->source_planes_size = lath_planes_copy(t->source_dtype, &t->source, t->sources, slots, t->columns.out);
+  t->s_turned = lath_row_stride(t->stage->taps * t->from.taps * t->sources);
+  t->copies_size = t->in_place ? 0 : lath_with_slack(t->kernels, t->sources * t->from.taps * t->source_plane);
+  t->source_planes_size = lath_planes_copy(t->source_dtype, &t->source, t->sources, slots, t->from.in);
   t->products_size = t->direct ? 0 : lath_with_slack(t->kernels, t->block * taps * t->target_plane);
-  t->planes_size = lath_planes_copy(t->target_dtype, &t->target, t->block, t->rows, t->columns.in);
+  t->planes_size = lath_planes_copy(t->target_dtype, &t->target, t->block, t->rows, t->to.in);
   t->scratch_size = lath_product_scratch(t->kernels);
   t->turned = lath_take(arena, t->groups * t->targets * taps, t->s_turned);
-  t->turning_size = t->stage->taps * taps * t->sources;
+  t->turning_size = t->stage->taps * t->columns.taps * t->sources;
   t->turning = lath_take(arena, t->workers, t->turning_size);
-  t->source_rows = lath_take_integers(arena, t->stage->taps * t->sources);
+  t->source_rows = lath_take_integers(arena, t->stage->taps * t->from.taps * t->sources);
+  lath_columns_take(&t->from, t->kernels, slots, arena);
   t->copies = lath_take(arena, t->workers, t->copies_size);
   t->source_planes = lath_take(arena, t->workers, t->source_planes_size);
   t->products = lath_take(arena, t->workers, t->products_size);
@@ -100,16 +117,19 @@ static int64_t place_of(const struct lath_conv_rows *stage, int64_t tap) {
   return place;
 }
 
-/* Row (c, j) of the turned weight holds (place of i, sources): what one pixel of a product is a sum over. */
+/* Row (c, j) of the turned weight holds (place of i, j, sources): what one pixel of a product is a sum over. Of both j, the one that the
+ * product keeps apart counts as in the weight, the other one in reverse. */
 static void turn_channel(const struct lath_transposed *t, int64_t group, int64_t c, float *turning) {
   const int64_t taps = t->stage->taps, across = t->columns.taps, columns = taps * across;
   t->kernels->transpose(t->sources, columns, t->weight + group * t->sources * t->s_weight + c * columns, t->s_weight, turning,
                         t->sources);
-  float *to = t->turned + (group * t->targets + c) * across * t->s_turned;
+  float *to = t->turned + (group * t->targets + c) * t->to.taps * t->s_turned;
   for (int64_t i = 0; i < taps; i++)
-    for (int64_t j = 0; j < across; j++)
-      memcpy(to + j * t->s_turned + place_of(t->stage, i) * t->sources, turning + (i * across + j) * t->sources,
-             (size_t)t->sources * sizeof *to);
+    for (int64_t j = 0; j < across; j++) {
+      const int64_t row = t->to.taps > 1 ? j : 0, behind = t->from.taps > 1 ? across - 1 - j : 0;
+      memcpy(to + row * t->s_turned + (place_of(t->stage, i) * t->from.taps + behind) * t->sources,
+             turning + (i * across + j) * t->sources, (size_t)t->sources * sizeof *to);
+    }
 }
 
 static void turn_weight(void *arg, int64_t begin, int64_t end) {
@@ -122,10 +142,13 @@ static void turn_weight(void *arg, int64_t begin, int64_t end) {
 
 /* In every phase its farthest tap meets slot 0, and each other tap lies as many slots further on as it is nearer. */
 static void fill_lists(struct lath_transposed *t) {
+  const int64_t across = t->from.taps;
+  lath_columns_fill(&t->from, t->kernels);
   for (int64_t i = 0; i < t->stage->taps; i++) {
     const int64_t slot = phase_of(t->stage, residue_of(t->stage, i)).farthest - step_of(t->stage, i);
-    for (int64_t k = 0; k < t->sources; k++)
-      t->source_rows[place_of(t->stage, i) * t->sources + k] = k * t->source_plane + slot * t->pitch;
+    for (int64_t j = 0; j < across; j++)
+      for (int64_t k = 0; k < t->sources; k++)
+        t->source_rows[(place_of(t->stage, i) * across + j) * t->sources + k] = (k * across + j) * t->source_plane + slot * t->pitch;
   }
 }
 
@@ -154,20 +177,23 @@ static void load_sources(const struct strip *s) {
                                  .first_row = first + from,
                                  .rows = to - from,
                                  .step = 1,
-                                 .width = t->columns.out};
-  const struct lath_copies copies = {.data = s->copies + from * t->pitch, .s_c = t->source_plane, .s_h = t->pitch};
-  const struct lath_columns plain = lath_plain_columns(t->columns.out);
-  lath_zero_slots(s->copies, t->sources, t->source_plane, t->pitch, 0, from);
-  lath_load_images(t->kernels, t->source_dtype, &t->source, &part, s->images, &plain, 0, s->source_planes, &copies);
-  lath_zero_slots(s->copies, t->sources, t->source_plane, t->pitch, to, slots - to);
+                                 .width = t->from.in};
+  const int64_t planes = t->sources * t->from.taps;
+  const struct lath_copies copies = {.data = s->copies + from * t->pitch,
+                                     .s_c = t->from.taps * t->source_plane,
+                                     .s_tap = t->source_plane,
+                                     .s_h = t->pitch};
+  lath_zero_slots(s->copies, planes, t->source_plane, t->pitch, 0, from);
+  lath_load_images(t->kernels, t->source_dtype, &t->source, &part, s->images, &t->from, 0, s->source_planes, &copies);
+  lath_zero_slots(s->copies, planes, t->source_plane, t->pitch, to, slots - to);
 }
 
 /* Target channels c .. c + channels - 1, all of their horizontal taps: `to` (rows of the product, pixels). */
 static void multiply_copies(const struct strip *s, int64_t c, int64_t channels, float *to, int64_t s_to) {
   const struct lath_transposed *t = s->t;
-  const int64_t across = t->columns.taps, first = s->phase->before * t->sources;
+  const int64_t across = t->to.taps, sources = t->from.taps * t->sources, first = s->phase->before * sources;
   const struct lath_panels b =
-      lath_panels_listed(t->kernels, s->rows * t->pitch, s->phase->taps * t->sources, s->copies, t->source_rows + first);
+      lath_panels_listed(t->kernels, s->rows * t->pitch, s->phase->taps * sources, s->copies, t->source_rows + first);
   const struct lath_product product = {.m = channels * across,
                                        .a = t->turned + (s->group * t->targets + c) * across * t->s_turned + first,
                                        .s_a = t->s_turned,
@@ -181,7 +207,7 @@ static void multiply_copies(const struct strip *s, int64_t c, int64_t channels, 
 
 static void multiply_in_place(const struct strip *s, int64_t c, int64_t channels, float *to, int64_t s_to) {
   const struct lath_transposed *t = s->t;
-  const int64_t across = t->columns.taps, pixels = s->rows * t->pitch;
+  const int64_t across = t->to.taps, pixels = s->rows * t->pitch;
   const float *from =
       (const float *)t->source.data + s->n * t->source.s_n + s->group * t->sources * t->source.s_c + s->m * t->source.s_h;
   for (int64_t k = 0; k < t->sources; k += LATH_BLOCK_CHANNELS) {
@@ -211,8 +237,8 @@ static void multiply(const struct strip *s, int64_t c, int64_t channels, float *
 static void write_target(const struct strip *s, int64_t c, int64_t channels) {
   const struct lath_transposed *t = s->t;
   for (int64_t k = 0; k < s->images; k++) {
-    const struct lath_copies from = {.data = s->products + k * t->columns.out,
-                                     .s_c = t->columns.taps * t->target_plane,
+    const struct lath_copies from = {.data = s->products + k * t->to.out,
+                                     .s_c = t->to.taps * t->target_plane,
                                      .s_tap = t->target_plane,
                                      .s_h = t->pitch};
     const struct lath_part part = {.n = s->n + k,
@@ -221,14 +247,14 @@ static void write_target(const struct strip *s, int64_t c, int64_t channels) {
                                    .first_row = target_row(s),
                                    .rows = s->rows,
                                    .step = t->stage->stride,
-                                   .width = t->columns.in};
+                                   .width = t->to.in};
     if (t->planes_size == 0) {
       float *to =
           (float *)t->target.data + part.n * t->target.s_n + part.channel * t->target.s_c + part.first_row * t->target.s_h;
-      lath_gather_columns(t->kernels, &t->columns, &from, channels, s->rows, to, t->target.s_c, t->target.s_h * part.step);
+      lath_gather_columns(t->kernels, &t->to, &from, channels, s->rows, to, t->target.s_c, t->target.s_h * part.step);
     } else {
       const struct lath_planes planes = {.data = s->planes, .s_c = s->rows * part.width, .s_h = part.width};
-      lath_gather_columns(t->kernels, &t->columns, &from, channels, s->rows, s->planes, planes.s_c, planes.s_h);
+      lath_gather_columns(t->kernels, &t->to, &from, channels, s->rows, s->planes, planes.s_c, planes.s_h);
       lath_write_planes(t->kernels, t->target_dtype, &t->target, &part, &planes);
     }
   }
