@@ -44,3 +44,21 @@ struct lath_columns lath_plain_columns(int64_t width) {
 struct lath_images lath_contiguous_images(void *data, int64_t channels, int64_t height, int64_t width) {
   return (struct lath_images){.data = data, .s_n = channels * height * width, .s_c = height * width, .s_h = width, .s_w = 1};
 }
+
+struct lath_columns lath_reverse_columns(const struct lath_columns *c) {
+  return (struct lath_columns){.taps = c->taps,
+                               .stride = 1,
+                               .pad = (c->taps - 1) * c->dilation - c->pad,
+                               .dilation = c->dilation,
+                               .in = c->out,
+                               .out = c->in};
+}
+
+struct lath_conv_rows lath_reverse_rows(const struct lath_conv_rows *r) {
+  return (struct lath_conv_rows){.taps = r->taps,
+                                 .stride = 1,
+                                 .pad = (r->taps - 1) * r->dilation - r->pad,
+                                 .dilation = r->dilation,
+                                 .in = r->out,
+                                 .out = r->in};
+}

@@ -31,6 +31,10 @@ int64_t lath_with_slack(const struct lath_kernels *kernels, int64_t floats);
 struct lath_columns lath_conv_columns(const struct lath_lowrank_conv2d *args, const struct lath_conv_shape *shape);
 struct lath_columns lath_plain_columns(int64_t width);
 
+/* Windows one step apart, seen from what they meet: windows again, whose taps come in reverse. */
+struct lath_columns lath_reverse_columns(const struct lath_columns *columns);
+struct lath_conv_rows lath_reverse_rows(const struct lath_conv_rows *rows);
+
 /* A buffer (batch, channels, height, width) of floats as images. */
 struct lath_images lath_contiguous_images(void *data, int64_t channels, int64_t height, int64_t width);
 

@@ -12,67 +12,81 @@
 #define STRIP_PIXELS 512 /* sums over fewer pixels spend their time on adding up */
 #define FEW_IN_PLACE 128 /* images of fewer pixels are put side by side, others only where they are copied anyway */
 
-/* ---- buffers -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- which one moves -------------------------------------------------------------------------------------------------------------------- */
 
 static const struct lath_images *wide_images(const struct lath_sums *s) { return s->wide_is_input ? &s->input : &s->output; }
 static const struct lath_images *thin_images(const struct lath_sums *s) { return s->wide_is_input ? &s->output : &s->input; }
-static const struct lath_slots *wide_slots(const struct lath_sums *s) {
-  return s->wide_is_input ? &s->input_slots : &s->output_slots;
-}
-static const struct lath_slots *thin_slots(const struct lath_sums *s) {
-  return s->wide_is_input ? &s->output_slots : &s->input_slots;
+
+static int has_taps(const struct lath_sums *s) { return s->stage->taps > 1 || s->columns.taps > 1; }
+
+static void set_motion(struct lath_sums *s) {
+  s->reversed = s->wide_is_input && has_taps(s) && s->stage->stride == 1 && s->columns.stride == 1 && 2 * s->rank <= s->wide;
+  s->wide_moves = s->wide_is_input && !s->reversed;
+  const struct lath_columns moving = s->reversed ? lath_reverse_columns(&s->columns) : s->columns;
+  const struct lath_columns staying = lath_plain_columns(moving.out);
+  s->wide_columns = s->wide_moves ? moving : staying;
+  s->thin_columns = s->wide_moves ? staying : moving;
+  s->rows_of_moving = s->reversed ? lath_reverse_rows(s->stage) : *s->stage;
+  const int64_t rows = s->rows_of_moving.out;
+  s->rows_of_staying = (struct lath_conv_rows){.taps = 1, .stride = 1, .dilation = 1, .in = rows, .out = rows};
 }
 
-/* Pixels in a row of the wide one, and its horizontal taps. */
-static struct lath_columns wide_columns(const struct lath_sums *s) {
-  return s->wide_is_input ? s->columns : lath_plain_columns(s->columns.out);
-}
+/* ---- buffers -------------------------------------------------------------------------------------------------------------------------- */
 
 /* Whether the wide one could be read where it lies, image by image. */
 static int fits_in_place(const struct lath_sums *s) {
-  const struct lath_columns c = wide_columns(s);
-  const struct lath_conv_rows *r = s->stage;
-  const int rows = !s->wide_is_input || (r->taps == 1 && r->stride == 1 && r->pad == 0 && r->in == r->out);
-  return rows && c.taps == 1 && c.stride == 1 && c.pad == 0 && c.in == c.out &&
-         lath_images_are_planes(s->wide_dtype, wide_images(s), c.in);
+  const struct lath_columns *c = &s->wide_columns;
+  const struct lath_conv_rows *r = s->wide_moves ? &s->rows_of_moving : &s->rows_of_staying;
+  return r->taps == 1 && r->stride == 1 && r->pad == 0 && r->in == r->out && c->taps == 1 && c->stride == 1 && c->pad == 0 &&
+         c->in == c->out && lath_images_are_planes(s->wide_dtype, wide_images(s), c->in);
 }
+
+/* Planes of the thin one: its channels and their horizontal taps. */
+static int64_t thin_planes(const struct lath_sums *s) { return s->rank * s->thin_columns.taps; }
 
 /* Inner products of rows waste no lanes of a vector, whatever the rank, but have to fold each vector into a number. */
 static int prefers_dots(const struct lath_sums *s) {
-  const int64_t lanes = s->kernels->lanes, padded = lath_ceil_div(s->rank, lanes) * lanes;
-  return padded == lanes || 5 * s->rank < 4 * padded;
+  const int64_t lanes = s->kernels->lanes, planes = thin_planes(s), padded = lath_ceil_div(planes, lanes) * lanes;
+  return padded == lanes || 5 * planes < 4 * padded;
 }
 
 /* Rows of one channel of the wide one in a product: its taps. */
-static int64_t rows_per_channel(const struct lath_sums *s) { return s->wide_is_input ? s->stage->taps * s->columns.taps : 1; }
+static int64_t rows_per_channel(const struct lath_sums *s) { return s->wide_moves ? s->stage->taps * s->columns.taps : 1; }
+
+static void take_strips(struct lath_sums *s, const struct lath_host *host, int64_t macs) {
+  s->workers = lath_smaller(lath_host_workers(host, macs), lath_larger(1, s->wide));
+  const int64_t rows = s->rows_of_staying.out, width = s->wide_columns.out, pixels = rows * width;
+  s->in_place = fits_in_place(s) && pixels >= FEW_IN_PLACE;
+  s->images = s->in_place ? 1 : lath_images_side_by_side(s->batch, pixels, LATH_STRIP_PIXELS);
+  s->pitch = s->images * width;
+  s->rows = lath_strip_rows(rows, s->pitch, STRIP_PIXELS);
+}
+
+static void take_lists(struct lath_sums *s, struct lath_arena *arena) {
+  lath_slots_take(&s->wide_slots, s->wide_moves ? &s->rows_of_moving : &s->rows_of_staying, s->rows, arena);
+  lath_slots_take(&s->thin_slots, s->wide_moves ? &s->rows_of_staying : &s->rows_of_moving, s->rows, arena);
+  if (s->wide_columns.taps > 1) lath_columns_take(&s->wide_columns, s->kernels, s->wide_slots.total, arena);
+  if (s->thin_columns.taps > 1) lath_columns_take(&s->thin_columns, s->kernels, s->thin_slots.total, arena);
+  s->wide_rows = lath_take_integers(arena, s->block * rows_per_channel(s));
+  s->thin_rows = lath_take_integers(arena, s->dots ? thin_planes(s) * s->thin_slots.stage->taps : s->rows * s->pitch);
+}
 
 void lath_sums_take(struct lath_sums *s, const struct lath_host *host, int64_t macs, struct lath_arena *arena) {
   s->kernels = lath_kernels();
-  s->workers = lath_smaller(lath_host_workers(host, macs), lath_larger(1, s->wide));
-  const int64_t pixels = s->stage->out * s->columns.out;
-  s->in_place = fits_in_place(s) && pixels >= FEW_IN_PLACE;
-  s->images = s->in_place ? 1 : lath_images_side_by_side(s->batch, pixels, LATH_STRIP_PIXELS);
-  s->pitch = s->images * s->columns.out;
-  s->rows = lath_strip_rows(s->stage->out, s->pitch, STRIP_PIXELS);
+  set_motion(s);
+  take_strips(s, host, macs);
   s->dots = prefers_dots(s);
-  lath_slots_take(&s->input_slots, s->stage, s->rows, arena);
-  s->output_rows = (struct lath_conv_rows){.taps = 1, .stride = 1, .dilation = 1, .in = s->stage->out, .out = s->stage->out};
-  lath_slots_take(&s->output_slots, &s->output_rows, s->rows, arena);
-  const struct lath_columns columns = wide_columns(s);
-  const int64_t taps = rows_per_channel(s);
-  if (s->wide_is_input) lath_columns_take(&s->columns, s->kernels, s->input_slots.total, arena);
-  s->block = lath_smaller(s->wide, lath_larger(1, BLOCK_ROWS / taps));
-  s->wide_plane = lath_plane_size(wide_slots(s)->total * s->pitch);
-  s->thin_plane = lath_plane_size(thin_slots(s)->total * s->pitch);
-  s->s_turned = lath_plane_size(s->rank);
-  s->copies_size = s->in_place ? 0 : lath_with_slack(s->kernels, s->block * columns.taps * s->wide_plane);
-  s->planes_size = lath_planes_copy(s->wide_dtype, wide_images(s), s->block, wide_slots(s)->total, columns.in);
-  s->thin_size = s->rank * s->thin_plane;
+  s->block = lath_smaller(s->wide, lath_larger(1, BLOCK_ROWS / rows_per_channel(s)));
+  take_lists(s, arena);
+  s->wide_plane = lath_plane_size(s->wide_slots.total * s->pitch);
+  s->thin_plane = lath_plane_size(s->thin_slots.total * s->pitch);
+  s->s_turned = lath_plane_size(thin_planes(s));
+  s->copies_size = s->in_place ? 0 : lath_with_slack(s->kernels, s->block * s->wide_columns.taps * s->wide_plane);
+  s->planes_size = lath_planes_copy(s->wide_dtype, wide_images(s), s->block, s->wide_slots.total, s->wide_columns.in);
+  s->thin_size = thin_planes(s) * s->thin_plane;
   s->turned_size = s->dots ? 0 : lath_with_slack(s->kernels, s->thin_plane * s->s_turned);
   s->scratch_size = lath_product_scratch(s->kernels);
-  s->wide_rows = lath_take_integers(arena, s->block * taps);
-  s->thin_rows = lath_take_integers(arena, s->dots ? s->rank * s->stage->taps : s->rows * s->pitch);
-  s->sums = s->dots ? NULL : lath_take(arena, s->groups * s->wide, s->stage->taps * s->columns.taps * s->rank);
+  s->sums = s->dots && !s->reversed ? NULL : lath_take(arena, s->groups * s->wide, s->stage->taps * s->columns.taps * s->rank);
   s->copies = lath_take(arena, s->workers, s->copies_size);
   s->planes = lath_take(arena, s->workers, s->planes_size);
   s->thin = lath_take(arena, s->workers, s->thin_size);
@@ -80,21 +94,35 @@ void lath_sums_take(struct lath_sums *s, const struct lath_host *host, int64_t m
   s->scratch = lath_take(arena, s->workers, s->scratch_size);
 }
 
-static void fill_lists(struct lath_sums *s) {
-  lath_slots_fill(&s->input_slots);
-  lath_slots_fill(&s->output_slots);
-  lath_columns_fill(&s->columns, s->kernels);
-  const int64_t taps = s->stage->taps, across = s->columns.taps;
+/* The wide one: per channel its taps. */
+static void fill_wide_rows(const struct lath_sums *s) {
+  const int64_t taps = s->wide_slots.stage->taps, across = s->wide_columns.taps;
+  for (int64_t c = 0; s->in_place && c < s->block; c++) s->wide_rows[c] = c * wide_images(s)->s_c;
+  for (int64_t c = 0; !s->in_place && c < s->block; c++)
+    for (int64_t i = 0; i < taps; i++)
+      for (int64_t j = 0; j < across; j++)
+        s->wide_rows[(c * taps + i) * across + j] = (c * across + j) * s->wide_plane + s->wide_slots.tap[i] * s->pitch;
+}
+
+/* The thin one, for inner products: per channel its taps, those that come in reverse in the order of the weight. Turned: its pixels. */
+static void fill_thin_rows(const struct lath_sums *s) {
+  const int64_t taps = s->thin_slots.stage->taps, across = s->thin_columns.taps;
   for (int64_t p = 0; !s->dots && p < s->rows * s->pitch; p++) s->thin_rows[p] = p * s->s_turned;
   for (int64_t q = 0; s->dots && q < s->rank; q++)
     for (int64_t i = 0; i < taps; i++)
-      s->thin_rows[q * taps + i] = q * s->thin_plane + (s->wide_is_input ? 0 : s->input_slots.tap[i] * s->pitch);
-  for (int64_t c = 0; c < s->block; c++) {
-    if (!s->wide_is_input || s->in_place) s->wide_rows[c] = c * (s->in_place ? wide_images(s)->s_c : s->wide_plane);
-    for (int64_t i = 0; s->wide_is_input && !s->in_place && i < taps; i++)
-      for (int64_t j = 0; j < across; j++)
-        s->wide_rows[(c * taps + i) * across + j] = (c * across + j) * s->wide_plane + s->input_slots.tap[i] * s->pitch;
-  }
+      for (int64_t j = 0; j < across; j++) {
+        const int64_t row = s->reversed ? taps - 1 - i : i, column = s->reversed ? across - 1 - j : j;
+        s->thin_rows[(q * taps + i) * across + j] = (q * across + column) * s->thin_plane + s->thin_slots.tap[row] * s->pitch;
+      }
+}
+
+static void fill_lists(struct lath_sums *s) {
+  lath_slots_fill(&s->wide_slots);
+  lath_slots_fill(&s->thin_slots);
+  lath_columns_fill(&s->wide_columns, s->kernels);
+  lath_columns_fill(&s->thin_columns, s->kernels);
+  fill_wide_rows(s);
+  fill_thin_rows(s);
 }
 
 /* ---- one strip ------------------------------------------------------------------------------------------------------------------------ */
@@ -102,7 +130,7 @@ static void fill_lists(struct lath_sums *s) {
 struct strip {
   const struct lath_sums *s;
   int64_t group, n, images;
-  int64_t h, rows;  /* output rows of the stage */
+  int64_t h, rows;  /* rows of the one that stays */
   int64_t from, to; /* channels of the wide one */
   int first;        /* of all strips */
   float *copies, *planes, *thin, *turned, *scratch;
@@ -132,21 +160,21 @@ static void load(const struct strip *t, const struct lath_slots *slots, lath_dty
   }
 }
 
-/* The thin one, and unless inner products read it as it is, turned to (pixels, rank): the rows of B. */
+/* The thin one, and unless inner products read it as it is, turned to (pixels, channels and horizontal taps): the rows of B. */
 static void load_thin(const struct strip *t) {
   const struct lath_sums *s = t->s;
-  const struct lath_columns plain = lath_plain_columns(s->columns.out);
-  const struct lath_slots *slots = thin_slots(s);
-  load(t, slots, LATH_F32, thin_images(s), &plain, t->group * s->rank, s->rank, NULL, t->thin, s->thin_plane);
-  if (!s->dots) s->kernels->transpose(s->rank, slots->total * s->pitch, t->thin, s->thin_plane, t->turned, s->s_turned);
+  load(t, &s->thin_slots, LATH_F32, thin_images(s), &s->thin_columns, t->group * s->rank, s->rank, NULL, t->thin,
+       s->thin_plane);
+  if (!s->dots)
+    s->kernels->transpose(thin_planes(s), s->thin_slots.total * s->pitch, t->thin, s->thin_plane, t->turned, s->s_turned);
 }
 
-/* sums (rows of these channels, rank) += wide (rows, pixels) thin (pixels, rank), the thin one `slot` rows further on. */
+/* sums (rows of these channels, planes) += wide (rows, pixels) thin (pixels, planes), the thin one `slot` rows further on. */
 static void add_product(const struct strip *t, const float *wide, int64_t s_wide, const int64_t *rows, int64_t channels,
                         int64_t slot, float *sums) {
   const struct lath_sums *s = t->s;
-  const struct lath_panels b =
-      lath_panels_listed(s->kernels, s->rank, t->rows * s->pitch, t->turned + slot * s->pitch * s->s_turned, s->thin_rows);
+  const struct lath_panels b = lath_panels_listed(s->kernels, thin_planes(s), t->rows * s->pitch,
+                                                  t->turned + slot * s->pitch * s->s_turned, s->thin_rows);
   const struct lath_product product = {.m = channels * rows_per_channel(s),
                                        .a = wide,
                                        .s_a = s_wide,
@@ -154,27 +182,28 @@ static void add_product(const struct strip *t, const float *wide, int64_t s_wide
                                        .b = &b,
                                        .start = t->first ? LATH_START_ROWS : LATH_START_C,
                                        .c = sums,
-                                       .s_c = s->rank,
+                                       .s_c = thin_planes(s),
                                        .scratch = t->scratch};
   lath_multiply(s->kernels, &product);
 }
 
-/* The same sums as inner products, straight into the weight: (rank, channels and taps) or (channels, rank and taps). */
+/* The same sums as inner products: (rank, channels and taps), or (channels, rank and taps). */
 static void add_dots(const struct strip *t, const float *wide, int64_t s_wide, const int64_t *rows, int64_t c,
                      int64_t channels) {
   const struct lath_sums *s = t->s;
-  const int64_t pixels = t->rows * s->pitch, taps = s->stage->taps, per_channel = rows_per_channel(s);
-  if (s->wide_is_input) {
-    const int64_t length = s->wide * per_channel;
-    s->kernels->dot_listed(s->rank, channels * per_channel, pixels, t->thin, s->thin_plane, wide, rows, !t->first,
-                           s->d_weight + t->group * s->rank * length + c * per_channel, length);
+  const int64_t pixels = t->rows * s->pitch, taps = s->stage->taps * s->columns.taps;
+  if (s->wide_moves) {
+    const int64_t length = s->wide * taps;
+    s->kernels->dot_listed(s->rank, channels * taps, pixels, t->thin, s->thin_plane, wide, rows, !t->first,
+                           s->d_weight + t->group * s->rank * length + c * taps, length);
   } else {
+    float *to = s->reversed ? s->sums : s->d_weight;
     s->kernels->dot_listed(channels, s->rank * taps, pixels, wide, s_wide, t->thin, s->thin_rows, !t->first,
-                           s->d_weight + (t->group * s->wide + c) * s->rank * taps, s->rank * taps);
+                           to + (t->group * s->wide + c) * s->rank * taps, s->rank * taps);
   }
 }
 
-/* With vertical taps in the wide one they are rows of one product; in the thin one, each is a product of its own. */
+/* Vertical taps of the wide one are rows of one product; each of the thin one is a product of its own. */
 static void add_channels(const struct strip *t, int64_t c, int64_t channels) {
   const struct lath_sums *s = t->s;
   const struct lath_images *images = wide_images(s);
@@ -186,59 +215,105 @@ static void add_channels(const struct strip *t, int64_t c, int64_t channels) {
     s_wide = images->s_c;
     lath_fetch_rows(channels, t->rows * s->pitch, wide, s_wide);
   } else {
-    const struct lath_columns columns = wide_columns(s);
-    load(t, wide_slots(s), s->wide_dtype, images, &columns, channel, channels, t->planes, t->copies, s->wide_plane);
+    load(t, &s->wide_slots, s->wide_dtype, images, &s->wide_columns, channel, channels, t->planes, t->copies, s->wide_plane);
   }
   const int64_t *rows = s->in_place && !s->dots ? NULL : s->wide_rows;
-  const int64_t products = s->wide_is_input ? 1 : s->stage->taps;
+  const int64_t products = s->thin_slots.stage->taps;
   if (s->d_weight && s->dots) add_dots(t, wide, s_wide, rows, c, channels);
   for (int64_t i = 0; s->d_weight && !s->dots && i < products; i++) {
     const int64_t row = (i * s->groups * s->wide + channel) * rows_per_channel(s);
-    add_product(t, wide, s_wide, rows, channels, thin_slots(s)->tap[i], s->sums + row * s->rank);
+    add_product(t, wide, s_wide, rows, channels, s->thin_slots.tap[i], s->sums + row * thin_planes(s));
   }
   if (s->d_bias && !s->wide_is_input) s->kernels->add_columns(channels, t->rows * s->pitch, wide, s_wide, s->d_bias + channel);
 }
 
 static void run_strip(struct strip *t) {
   const struct lath_sums *s = t->s;
-  if (s->d_weight || s->wide_is_input) load_thin(t);
-  if (s->d_bias && s->wide_is_input && t->from == 0)
-    s->kernels->add_columns(s->rank, t->rows * s->pitch, t->thin, s->thin_plane, s->d_bias + t->group * s->rank);
+  if (s->d_weight) load_thin(t);
   for (int64_t c = t->from; c < t->to && (s->d_weight || !s->wide_is_input); c += s->block)
     add_channels(t, c, lath_smaller(s->block, t->to - c));
 }
 
 /* ---- threads share the channels ---------------------------------------------------------------------------------------------------------- */
 
-/* From sums per (channel and tap, rank) to the layout of the weight. */
-static void write_weight(const struct strip *t) {
+/* From sums (vertical tap, group, wide channel, rank and horizontal tap) to the weight (group, wide channel, rank and vertical tap). */
+static void write_products(const struct strip *t) {
   const struct lath_sums *s = t->s;
-  const int64_t taps = s->stage->taps, wide = s->wide, rank = s->rank;
-  if (s->wide_is_input) {
-    const int64_t row = taps * s->columns.taps, length = wide * row;
-    s->kernels->transpose((t->to - t->from) * row, rank, s->sums + (t->group * length + t->from * row) * rank, rank,
-                          s->d_weight + t->group * rank * length + t->from * row, length);
-    return;
-  }
+  const int64_t taps = s->stage->taps, rank = s->rank;
   for (int64_t i = 0; i < taps; i++)
     for (int64_t o = t->from; o < t->to; o++) {
-      const float *from = s->sums + ((i * s->groups + t->group) * wide + o) * rank;
-      float *to = s->d_weight + (t->group * wide + o) * rank * taps + i;
+      const float *from = s->sums + ((i * s->groups + t->group) * s->wide + o) * rank;
+      float *to = s->d_weight + (t->group * s->wide + o) * rank * taps + i;
       for (int64_t q = 0; q < rank; q++) to[q * taps] = from[q];
     }
 }
 
+/* The same sums, whose taps came in reverse, to the weight (group, rank, wide channel and taps): some rows of it at a time, so that they
+ * stay in cache from tap to tap. */
+#define TURN 16
+static void write_reversed_products(const struct strip *t) {
+  const struct lath_sums *s = t->s;
+  const int64_t taps = s->stage->taps, across = s->columns.taps, planes = thin_planes(s), row = s->wide * taps * across;
+  float block[TURN * TURN];
+  for (int64_t q = 0; q < planes; q += TURN)
+    for (int64_t i = 0; i < taps; i++)
+      for (int64_t c = t->from; c < t->to; c += TURN) {
+        const int64_t rows = lath_smaller(TURN, t->to - c), columns = lath_smaller(TURN, planes - q);
+        const float *from = s->sums + (((taps - 1 - i) * s->groups + t->group) * s->wide + c) * planes + q;
+        s->kernels->transpose(rows, columns, from, planes, block, TURN);
+        for (int64_t k = 0; k < columns; k++) {
+          const int64_t channel = (q + k) / across, j = across - 1 - (q + k) % across;
+          float *to = s->d_weight + (t->group * s->rank + channel) * row + (c * taps + i) * across + j;
+          for (int64_t o = 0; o < rows; o++) to[o * taps * across] = block[k * TURN + o];
+        }
+      }
+}
+
+/* From sums (group, wide channel, rank and taps) to the weight (group, rank, wide channel and taps). */
+static void write_dots(const struct strip *t, int64_t c) {
+  const struct lath_sums *s = t->s;
+  const int64_t taps = s->stage->taps * s->columns.taps;
+  for (int64_t q = 0; q < s->rank; q++)
+    memcpy(s->d_weight + ((t->group * s->rank + q) * s->wide + c) * taps,
+           s->sums + ((t->group * s->wide + c) * s->rank + q) * taps, (size_t)taps * sizeof(float));
+}
+
+static void write_weight(const struct strip *t) {
+  const struct lath_sums *s = t->s;
+  const int64_t row = rows_per_channel(s), length = s->wide * row;
+  if (s->wide_moves)
+    s->kernels->transpose((t->to - t->from) * row, s->rank, s->sums + (t->group * length + t->from * row) * s->rank, s->rank,
+                          s->d_weight + t->group * s->rank * length + t->from * row, length);
+  else if (s->dots)
+    for (int64_t c = t->from; c < t->to; c++) write_dots(t, c);
+  else if (s->reversed)
+    write_reversed_products(t);
+  else
+    write_products(t);
+}
+
+/* The bias of a thin output. */
+static void add_thin_bias(const struct strip *t) {
+  const struct lath_sums *s = t->s;
+  const struct lath_images *o = &s->output;
+  for (int64_t n = 0; n < s->batch; n++)
+    s->kernels->add_columns(s->rank, s->stage->out * s->columns.out,
+                            (const float *)o->data + n * o->s_n + t->group * s->rank * o->s_c, o->s_c,
+                            s->d_bias + t->group * s->rank);
+}
+
 static void run_channels(struct strip *t) {
   const struct lath_sums *s = t->s;
+  if (s->d_bias && s->wide_is_input && t->from == 0) add_thin_bias(t);
   for (t->n = 0; t->n < s->batch; t->n += s->images) {
     t->images = lath_smaller(s->images, s->batch - t->n);
-    for (t->h = 0; t->h < s->stage->out; t->h += s->rows) {
-      t->rows = lath_smaller(s->rows, s->stage->out - t->h);
+    for (t->h = 0; t->h < s->rows_of_staying.out; t->h += s->rows) {
+      t->rows = lath_smaller(s->rows, s->rows_of_staying.out - t->h);
       t->first = t->n == 0 && t->h == 0;
       run_strip(t);
     }
   }
-  if (s->d_weight && !s->dots) write_weight(t);
+  if (s->d_weight && s->sums) write_weight(t);
 }
 
 static void share_channels(void *arg, int64_t begin, int64_t end) {

@@ -45,19 +45,7 @@ static int64_t reach_of(const struct lath_conv_rows *stage) { return (stage->tap
 
 /* ---- buffers -------------------------------------------------------------------------------------------------------------------------- */
 
-static int is_plain(const struct lath_columns *c) {
-  return c->taps == 1 && c->stride == 1 && c->pad == 0 && c->in == c->out;
-}
-
-/* What meets a pixel when the windows are one pixel apart: windows again, whose taps come in reverse. */
-static struct lath_columns reverse_of(const struct lath_columns *c) {
-  return (struct lath_columns){.taps = c->taps,
-                               .stride = 1,
-                               .pad = (c->taps - 1) * c->dilation - c->pad,
-                               .dilation = c->dilation,
-                               .in = c->out,
-                               .out = c->in};
-}
+static int is_plain(const struct lath_columns *c) { return c->taps == 1 && c->stride == 1 && c->pad == 0 && c->in == c->out; }
 
 static int reads_in_place(const struct lath_transposed *t) {
   const struct lath_conv_rows *s = t->stage;
@@ -83,7 +71,7 @@ static void take_strips(struct lath_transposed *t, const struct lath_host *host,
 void lath_transposed_take(struct lath_transposed *t, const struct lath_host *host, int64_t macs, struct lath_arena *arena) {
   t->kernels = lath_kernels();
   const int spread = t->columns.stride == 1 && !is_plain(&t->columns);
-  t->from = spread ? reverse_of(&t->columns) : lath_plain_columns(t->columns.out);
+  t->from = spread ? lath_reverse_columns(&t->columns) : lath_plain_columns(t->columns.out);
   t->to = spread ? lath_plain_columns(t->columns.in) : t->columns;
   take_strips(t, host, macs);
   t->in_place = reads_in_place(t);
@@ -148,7 +136,8 @@ static void fill_lists(struct lath_transposed *t) {
     const int64_t slot = phase_of(t->stage, residue_of(t->stage, i)).farthest - step_of(t->stage, i);
     for (int64_t j = 0; j < across; j++)
       for (int64_t k = 0; k < t->sources; k++)
-        t->source_rows[(place_of(t->stage, i) * across + j) * t->sources + k] = (k * across + j) * t->source_plane + slot * t->pitch;
+        t->source_rows[(place_of(t->stage, i) * across + j) * t->sources + k] =
+            (k * across + j) * t->source_plane + slot * t->pitch;
   }
 }
 
@@ -179,10 +168,8 @@ static void load_sources(const struct strip *s) {
                                  .step = 1,
                                  .width = t->from.in};
   const int64_t planes = t->sources * t->from.taps;
-  const struct lath_copies copies = {.data = s->copies + from * t->pitch,
-                                     .s_c = t->from.taps * t->source_plane,
-                                     .s_tap = t->source_plane,
-                                     .s_h = t->pitch};
+  const struct lath_copies copies = {
+      .data = s->copies + from * t->pitch, .s_c = t->from.taps * t->source_plane, .s_tap = t->source_plane, .s_h = t->pitch};
   lath_zero_slots(s->copies, planes, t->source_plane, t->pitch, 0, from);
   lath_load_images(t->kernels, t->source_dtype, &t->source, &part, s->images, &t->from, 0, s->source_planes, &copies);
   lath_zero_slots(s->copies, planes, t->source_plane, t->pitch, to, slots - to);
@@ -237,10 +224,8 @@ static void multiply(const struct strip *s, int64_t c, int64_t channels, float *
 static void write_target(const struct strip *s, int64_t c, int64_t channels) {
   const struct lath_transposed *t = s->t;
   for (int64_t k = 0; k < s->images; k++) {
-    const struct lath_copies from = {.data = s->products + k * t->to.out,
-                                     .s_c = t->to.taps * t->target_plane,
-                                     .s_tap = t->target_plane,
-                                     .s_h = t->pitch};
+    const struct lath_copies from = {
+        .data = s->products + k * t->to.out, .s_c = t->to.taps * t->target_plane, .s_tap = t->target_plane, .s_h = t->pitch};
     const struct lath_part part = {.n = s->n + k,
                                    .channel = s->group * t->targets + c,
                                    .channels = channels,
