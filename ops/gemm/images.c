@@ -159,14 +159,38 @@ void lath_spread_columns(const struct lath_kernels *kernels, const struct lath_c
   }
 }
 
+/* Channels-last images that are copied once: turned on their way, with no planes between. */
+static int is_turned_into_place(lath_dtype dtype, const struct lath_images *images, const struct lath_columns *columns) {
+  return dtype == LATH_F32 && images->s_c == 1 && images->s_w != 1 && columns->taps == 1 && columns->stride == 1;
+}
+
+static void turn_into_place(const struct lath_kernels *kernels, const struct lath_images *images, const struct lath_part *part,
+                            const struct lath_columns *columns, const struct lath_copies *to) {
+  int64_t first, last;
+  const int64_t shift = reach(columns, 0, &first, &last), s_h = images->s_h * part->step;
+  const float *src = (const float *)images->data + element(images, part) + (first + shift) * images->s_w;
+  if (last - first == to->s_h && s_h == to->s_h * images->s_w) {
+    kernels->transpose(part->rows * to->s_h, part->channels, src, images->s_w, to->data, to->s_c);
+    return;
+  }
+  for (int64_t h = 0; h < part->rows; h++)
+    kernels->transpose(last - first, part->channels, src + h * s_h, images->s_w, to->data + h * to->s_h + first, to->s_c);
+  kernels->copy_rows(part->channels, part->rows, first, 0, 0, src, 0, 0, 1, to->data, to->s_c, to->s_h);
+  kernels->copy_rows(part->channels, part->rows, columns->out - last, 0, 0, src, 0, 0, 1, to->data + last, to->s_c, to->s_h);
+}
+
 void lath_load_images(const struct lath_kernels *kernels, lath_dtype dtype, const struct lath_images *images,
                       const struct lath_part *part, int64_t count, const struct lath_columns *columns, int64_t ahead,
                       float *planes, const struct lath_copies *to) {
   struct lath_part one = *part;
   struct lath_copies place = *to;
   for (; one.n < part->n + count; one.n++, place.data += columns->out) {
-    const struct lath_planes read = lath_read_planes(kernels, dtype, images, &one, planes);
-    lath_spread_columns(kernels, columns, &read, part->channels, part->rows, read.data == planes ? 0 : ahead, &place);
+    if (is_turned_into_place(dtype, images, columns)) {
+      turn_into_place(kernels, images, &one, columns, &place);
+    } else {
+      const struct lath_planes read = lath_read_planes(kernels, dtype, images, &one, planes);
+      lath_spread_columns(kernels, columns, &read, part->channels, part->rows, read.data == planes ? 0 : ahead, &place);
+    }
   }
 }
 
