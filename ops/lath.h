@@ -192,7 +192,7 @@ LATH_API lath_status lath_lowrank_linear_backward_ref(const struct lath_lowrank_
 typedef enum lath_conv_form { LATH_SEPARABLE = 0, LATH_POINTWISE } lath_conv_form;
 
 /* A batch of images, element (n, c, h, w) at data + n s_n + c s_c + h s_h + w s_w. Any strides for an input (0 for an expanded
- * tensor, for example); outputs do not overlap. */
+ * tensor, for example); none of 0 for an output, except in an extent of 1. */
 struct lath_images {
   void *data;
   int64_t s_n, s_c, s_h, s_w;

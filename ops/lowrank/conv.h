@@ -32,7 +32,8 @@ lath_status lath_conv_shape(const struct lath_lowrank_conv2d *args, struct lath_
 /* Whether the plain loops carry out the call: F64, and sums over nothing. */
 int lath_conv_is_plain(const struct lath_lowrank_conv2d *args);
 
-/* A 1 x 1 convolution that meets every pixel once. */
+/* A 1 x 1 convolution without padding; and one that meets every pixel, having no stride. */
+int lath_conv_has_no_window(const struct lath_lowrank_conv2d *args);
 int lath_conv_is_1x1(const struct lath_lowrank_conv2d *args);
 
 /* Whether any window of the stage meets row `row` of its input. */

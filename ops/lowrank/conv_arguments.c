@@ -68,9 +68,12 @@ int lath_conv_is_plain(const struct lath_lowrank_conv2d *a) {
   return a->dtype == LATH_F64 || a->in == 0 || a->rank == 0 || a->height == 0 || a->width == 0;
 }
 
+int lath_conv_has_no_window(const struct lath_lowrank_conv2d *a) {
+  return a->kernel_h == 1 && a->kernel_w == 1 && a->pad_top == 0 && a->pad_bottom == 0 && a->pad_left == 0 && a->pad_right == 0;
+}
+
 int lath_conv_is_1x1(const struct lath_lowrank_conv2d *a) {
-  return a->kernel_h == 1 && a->kernel_w == 1 && a->stride_h == 1 && a->stride_w == 1 && a->pad_top == 0 &&
-         a->pad_bottom == 0 && a->pad_left == 0 && a->pad_right == 0;
+  return lath_conv_has_no_window(a) && a->stride_h == 1 && a->stride_w == 1;
 }
 
 int lath_conv_row_is_met(const struct lath_conv_rows *stage, int64_t row) {
@@ -104,6 +107,18 @@ static lath_status check_images(const struct lath_images *images, int64_t batch,
   return LATH_OK;
 }
 
+/* Images that are written: no two pixels may share their place. */
+static lath_status check_outputs(const struct lath_images *images, int64_t batch, int64_t channels, int64_t height,
+                                 int64_t width) {
+  const int64_t extents[] = {batch, channels, height, width}, strides[] = {images->s_n, images->s_c, images->s_h, images->s_w};
+  LATH_TRY(check_images(images, batch, channels, height, width));
+  for (int i = 0; i < 4; i++)
+    if (extents[i] == 0) return LATH_OK;
+  for (int i = 0; i < 4; i++)
+    if (extents[i] > 1 && strides[i] == 0) return LATH_INVALID_ARGUMENT;
+  return LATH_OK;
+}
+
 static lath_status check_operands(const struct lath_lowrank_conv2d *a, struct lath_conv_shape *s) {
   LATH_TRY(lath_conv_shape(a, s));
   if (!lath_dtype_size(a->dtype)) return LATH_UNSUPPORTED_DTYPE;
@@ -115,11 +130,11 @@ static lath_status check_operands(const struct lath_lowrank_conv2d *a, struct la
 lath_status lath_conv_check_forward(const struct lath_lowrank_conv2d *a, struct lath_conv_shape *s) {
   LATH_TRY(check_operands(a, s));
   if (a->dy.data) return LATH_INVALID_ARGUMENT;
-  return check_images(&a->y, a->batch, a->out, s->out_height, s->width);
+  return check_outputs(&a->y, a->batch, a->out, s->out_height, s->width);
 }
 
 lath_status lath_conv_check_backward(const struct lath_lowrank_conv2d *a, struct lath_conv_shape *s) {
   LATH_TRY(check_operands(a, s));
   LATH_TRY(check_images(&a->dy, a->batch, a->out, s->out_height, s->width));
-  return a->dx.data ? check_images(&a->dx, a->batch, a->in, a->height, a->width) : LATH_OK;
+  return a->dx.data ? check_outputs(&a->dx, a->batch, a->in, a->height, a->width) : LATH_OK;
 }

@@ -9,9 +9,10 @@
 #define PAIR_MIN_MACS (INT64_C(1) << 22)
 #define CHANNELS_TO_TURN 16
 
-/* One window of all channels of a group, for both stages. */
+/* One window of all channels of a group, for both stages. Without a window, rows between strides are not computed. */
 static int64_t factored_macs(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
-  const int64_t first = s->in * s->first.taps * a->kernel_w * s->p_height, second = s->out * s->second.taps * s->out_height;
+  const int64_t rows = lath_conv_has_no_window(a) ? s->out_height : s->p_height;
+  const int64_t first = s->in * s->first.taps * a->kernel_w * rows, second = s->out * s->second.taps * s->out_height;
   return a->batch * a->groups * s->rank * s->width * (first + second);
 }
 
@@ -40,7 +41,8 @@ static int pair_pays(const struct lath_lowrank_conv2d *a, const struct lath_conv
 static lath_conv_kernel route(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
   if (a->dtype == LATH_F64) return LATH_CONV_PLAIN;
   if (dense_pays(a, s)) return LATH_CONV_MERGED;
-  if (a->dtype == LATH_F32 && lath_conv_is_1x1(a) && a->groups == 1 && a->x.s_c == 1 && a->in > 1) return LATH_CONV_LINEAR;
+  if (a->dtype == LATH_F32 && lath_conv_has_no_window(a) && a->groups == 1 && a->x.s_c == 1 && a->in > 1)
+    return LATH_CONV_LINEAR;
   return pair_pays(a, s) ? LATH_CONV_PAIR : LATH_CONV_FUSED;
 }
 

@@ -108,6 +108,10 @@ const std::vector<BadCall<ConvArgs>> kBadOperands = {
 const std::vector<BadCall<ConvArgs>> kBadForward = {
     {"no y", LATH_INVALID_ARGUMENT, [](ConvArgs *a) { a->y.data = nullptr; }},
     {"negative stride of y", LATH_INVALID_ARGUMENT, [](ConvArgs *a) { a->y.s_h = -4; }},
+    {"images of y in one place", LATH_INVALID_ARGUMENT, [](ConvArgs *a) { a->y.s_n = 0; }},
+    {"channels of y in one place", LATH_INVALID_ARGUMENT, [](ConvArgs *a) { a->y.s_c = 0; }},
+    {"rows of y in one place", LATH_INVALID_ARGUMENT, [](ConvArgs *a) { a->y.s_h = 0; }},
+    {"pixels of y in one place", LATH_INVALID_ARGUMENT, [](ConvArgs *a) { a->y.s_w = 0; }},
     {"stride of y", LATH_SIZE_OVERFLOW, [](ConvArgs *a) { a->y.s_n = kHuge; }},
     {"dy in the forward", LATH_INVALID_ARGUMENT, [](ConvArgs *a) { a->dy = a->y; }},
 };
@@ -116,6 +120,8 @@ const std::vector<BadCall<ConvArgs>> kBadBackward = {
     {"no dy", LATH_INVALID_ARGUMENT, [](ConvArgs *a) { a->dy.data = nullptr; }},
     {"negative stride of dy", LATH_INVALID_ARGUMENT, [](ConvArgs *a) { a->dy.s_c = -20; }},
     {"negative stride of dx", LATH_INVALID_ARGUMENT, [](ConvArgs *a) { a->dx.s_w = -1; }},
+    {"images of dx in one place", LATH_INVALID_ARGUMENT, [](ConvArgs *a) { a->dx.s_n = 0; }},
+    {"pixels of dx in one place", LATH_INVALID_ARGUMENT, [](ConvArgs *a) { a->dx.s_w = 0; }},
     {"stride of dy", LATH_SIZE_OVERFLOW, [](ConvArgs *a) { a->dy.s_w = kHuge; }},
     {"stride of dx", LATH_SIZE_OVERFLOW, [](ConvArgs *a) { a->dx.s_h = kHuge; }},
 };

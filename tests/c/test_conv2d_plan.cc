@@ -47,8 +47,14 @@ TEST(Conv2dSizes, CountThePositionsOfTheWindow) {
   }
 }
 
+bool HasNoWindow(const ConvShape &s) {
+  return s.kernel_h * s.kernel_w == 1 && s.pad_top + s.pad_bottom + s.pad_left + s.pad_right == 0;
+}
+
+// Without a window only the rows that are met are computed.
 int64_t FactoredMacs(const ConvShape &s) {
-  const int64_t first = s.in / s.groups * s.taps_v() * s.kernel_w * s.p_height();
+  const int64_t rows = HasNoWindow(s) ? s.out_height() : s.p_height();
+  const int64_t first = s.in / s.groups * s.taps_v() * s.kernel_w * rows;
   const int64_t second = s.out / s.groups * s.taps_u() * s.out_height();
   return s.batch * s.groups * s.rank * s.out_width() * (first + second);
 }
@@ -115,10 +121,11 @@ TEST(Conv2dPlan, TheDenseWeightIsFormedWhereThatIsCheaper) {
 TEST(Conv2dPlan, OneByOneOnChannelsLastImagesIsALinearLayer) {
   const ConvShape shape = ConvShape().Batch(8).Channels(256, 16, 64).Image(56, 56);
   for (const bool backward : {false, true}) {
-    EXPECT_EQ(PlanOf(shape, backward, LATH_F32, true).kernel, LATH_CONV_LINEAR);
-    EXPECT_NE(PlanOf(shape, backward, LATH_F32, false).kernel, LATH_CONV_LINEAR);
-    for (const ConvShape &other :
-         {shape.Stride(2, 1), shape.Pad(0, 1, 0, 0), shape.Kernel(1, 3), shape.Channels(256, 16, 64, 2)}) {
+    for (const ConvShape &one : {shape, shape.Stride(2, 2), shape.Stride(1, 3)}) {
+      EXPECT_EQ(PlanOf(one, backward, LATH_F32, true).kernel, LATH_CONV_LINEAR);
+      EXPECT_NE(PlanOf(one, backward, LATH_F32, false).kernel, LATH_CONV_LINEAR);
+    }
+    for (const ConvShape &other : {shape.Pad(0, 1, 0, 0), shape.Kernel(1, 3), shape.Channels(256, 16, 64, 2)}) {
       EXPECT_NE(PlanOf(other, backward, LATH_F32, true).kernel, LATH_CONV_LINEAR) << Describe(LATH_F32, other);
     }
   }

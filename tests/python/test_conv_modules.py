@@ -381,7 +381,11 @@ def test_unbatched_input():
 
 
 def test_channels_last_model():
-    layer = make(dtype=torch.float32).to(memory_format=torch.channels_last)
+    layer = make(dtype=torch.float32)
+    weights = layer.weight_v, layer.weight_u
+    layer.to(memory_format=torch.channels_last)
+    assert layer.weight_v is weights[0] and layer.weight_u is weights[1]
+    assert layer.weight_v.is_contiguous() and layer.weight_u.is_contiguous()  # as the kernels read them
     x = images(torch.float32).to(memory_format=torch.channels_last)
     y = layer(x)
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -473,6 +477,12 @@ def test_freeze_keeps_nothing_below_break_even_or_at_a_border():
     assert frozen_layer(rank=5).freeze()
     assert not frozen_layer(mode="separable").freeze()
     assert frozen_layer(mode="separable", geometry=(1, 0, 1)).freeze()
+
+
+@every_mode
+def test_merged_weight_is_contiguous(mode):
+    weight, _ = make(mode=mode, inner_bias=False).merged()
+    assert weight.is_contiguous()
 
 
 def test_freeze_of_a_model():

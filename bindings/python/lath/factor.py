@@ -170,7 +170,8 @@ def merge_conv(weight_v: Tensor, weight_u: Tensor, groups: int = 1) -> Tensor:
     product = merge(*conv_factor_matrices(weight_v, weight_u, groups))
     # Either taps_u or taps_v is 1, whatever the form: together they are the vertical taps.
     weight = product.reshape(groups, out // groups, taps_u, n, taps_v, kernel_w).permute(0, 1, 3, 2, 4, 5)
-    return weight.reshape(out, n, taps_u * taps_v, kernel_w)
+    # A reshape may be a view of adjacent vertical taps, which torch's convolutions turn at every call.
+    return weight.reshape(out, n, taps_u * taps_v, kernel_w).contiguous()
 
 
 def merge_conv_bias(weight_u: Tensor, bias: Tensor | None, inner_bias: Tensor | None, groups: int = 1) -> Tensor | None:

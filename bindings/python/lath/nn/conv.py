@@ -114,6 +114,18 @@ class LowRankConv2d(Factored):
         self._make_parameters(rank, *shapes, groups * rank, bias, inner_bias, device, dtype)
         self.reset_parameters()
 
+    def _apply(self, fn, recurse: bool = True):
+        """As for any module, but ``to(memory_format=torch.channels_last)`` leaves the weights contiguous.
+
+        The kernels read them along their rows whatever the format of x; others would be copied at every call.
+        """
+        super()._apply(fn, recurse)
+        for name in ("weight_v", "weight_u"):
+            weight = self._parameters.get(name)  # none where it is parametrized
+            if weight is not None and not weight.is_contiguous():
+                weight.data = weight.data.contiguous()
+        return self
+
     def _check(self) -> None:
         def expect(condition: bool, name: str, expected: str) -> None:
             if not condition:
