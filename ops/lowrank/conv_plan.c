@@ -31,11 +31,10 @@ static int dense_pays(const struct lath_lowrank_conv2d *a, const struct lath_con
 }
 
 /* What two library convolutions do better: bf16 on processors that multiply it, once the work outweighs two calls; and channels-last
- * images where adjacent channels fill the vectors of both, or where there are too few of them to be turned. */
+ * images of too few channels to be turned. */
 static int pair_pays(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
   if (a->dtype == LATH_BF16) return lath_cpu_multiplies_bf16() && factored_macs(a, s) > PAIR_MIN_MACS;
-  if (a->x.s_c != 1 || a->in == 1) return 0;
-  return s->in < CHANNELS_TO_TURN || s->rank % 16 == 0;
+  return a->x.s_c == 1 && a->in > 1 && s->in < CHANNELS_TO_TURN;
 }
 
 static lath_conv_kernel route(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
