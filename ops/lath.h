@@ -41,7 +41,8 @@ typedef enum lath_status {
   LATH_SIZE_OVERFLOW,     /* a product of extents does not fit the address space */
   LATH_UNSUPPORTED_DTYPE, /* this entry has no path for args->dtype */
   LATH_SMALL_WORKSPACE,   /* workspace_bytes is below what the matching _workspace query answers */
-  LATH_HOST_FAILED        /* host->parallel_for reported a failure; outputs are unspecified */
+  LATH_HOST_FAILED,       /* host->parallel_for reported a failure; outputs are unspecified */
+  LATH_DEVICE_FAILED      /* the GPU's runtime or its BLAS reported a failure; outputs are unspecified */
 } lath_status;
 
 /* One English sentence without a full stop; never NULL, also for values outside the enumeration. */
@@ -52,7 +53,8 @@ LATH_API const char *lath_status_text(lath_status status);
 typedef enum lath_dtype {
   LATH_F32 = 0,
   LATH_F64, /* plain loops in double precision: for gradient checks, not for speed */
-  LATH_BF16 /* storage only: every product is accumulated in fp32 and rounded once, to nearest even */
+  LATH_BF16, /* storage only: every product is accumulated in fp32 and rounded once, to nearest even */
+  LATH_F16   /* storage only, likewise; GPU entries only, the others answer LATH_UNSUPPORTED_DTYPE */
 } lath_dtype;
 
 LATH_API size_t lath_dtype_size(lath_dtype dtype); /* bytes per element; 0 for an unknown type */
@@ -132,8 +134,8 @@ struct lath_lowrank_linear {
   int64_t s_y;
 
   /* The intermediate p = x v^T + inner_bias, (rows, rank), contiguous, in the type that sums are kept in (float for F32 and
-   * BF16, double for F64). Forward: written when not NULL and the plan is factored. Backward: read when not NULL, else
-   * recomputed where it is needed. */
+   * BF16, double for F64); on a GPU in the type of x, which is what its matrix units read. Forward: written when not NULL and
+   * the plan is factored. Backward: read when not NULL, else recomputed where it is needed. */
   void *p;
 
   const void *dy; /* (rows, out); backward only, as all that follow: NULL in the forward */
@@ -154,7 +156,10 @@ typedef enum lath_lowrank_kernel {
   LATH_LOWRANK_PLAIN = 0, /* plain loops: F64 */
   LATH_LOWRANK_ROWS,      /* few rows: weights are read in place, once */
   LATH_LOWRANK_TILES,     /* row tiles: weights packed once per call, the intermediate stays in cache */
-  LATH_LOWRANK_MERGED     /* u v is formed, then one dense product */
+  LATH_LOWRANK_MERGED,    /* u v is formed, then one dense product */
+  LATH_LOWRANK_PRODUCTS,  /* GPU, as all that follow: one product after the other, by the BLAS library where there is one */
+  LATH_LOWRANK_FUSED,     /* 16-bit types: both products in one kernel, the intermediate stays on chip */
+  LATH_LOWRANK_FEW        /* few rows: each weight is read once, by all multiprocessors */
 } lath_lowrank_kernel;
 
 struct lath_lowrank_plan {

@@ -9,6 +9,10 @@
 
 static bool multiply(int64_t *product, int64_t factor) { return !__builtin_mul_overflow(*product, factor, product); }
 
+lath_status lath_check_dtype(lath_dtype dtype) {
+  return dtype == LATH_F32 || dtype == LATH_F64 || dtype == LATH_BF16 ? LATH_OK : LATH_UNSUPPORTED_DTYPE;
+}
+
 lath_status lath_check_extents(const int64_t *extents, int count) {
   int64_t product = LARGEST_ELEMENT;
   for (int i = 0; i < count; i++)

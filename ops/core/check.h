@@ -11,6 +11,9 @@
     if (try_status != LATH_OK) return try_status; \
   } while (0)
 
+/* LATH_UNSUPPORTED_DTYPE unless the processor's entries compute with this type. */
+lath_status lath_check_dtype(lath_dtype dtype);
+
 /* LATH_SIZE_OVERFLOW unless the product of the extents, times 8 bytes, fits a ptrdiff_t. Negative: LATH_INVALID_ARGUMENT. */
 lath_status lath_check_extents(const int64_t *extents, int count);
 

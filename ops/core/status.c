@@ -16,6 +16,8 @@ const char *lath_status_text(lath_status status) {
       return "workspace smaller than the query answers";
     case LATH_HOST_FAILED:
       return "the host's parallel_for failed";
+    case LATH_DEVICE_FAILED:
+      return "the GPU's runtime or its BLAS reported a failure";
   }
   return "unknown status";
 }
@@ -27,6 +29,7 @@ size_t lath_dtype_size(lath_dtype dtype) {
     case LATH_F64:
       return 8;
     case LATH_BF16:
+    case LATH_F16:
       return 2;
   }
   return 0;

@@ -6,5 +6,6 @@
 #include "lath.h"
 
 lath_status lath_linear_check(const struct lath_linear *args);
+lath_status lath_linear_check_operands(const struct lath_linear *args); /* the same for any element type */
 
 #endif

@@ -16,15 +16,6 @@ static void put(lath_dtype dtype, void *data, int64_t i, double value) {
   if (dtype == LATH_BF16) ((uint16_t *)data)[i] = lath_f32_to_bf16((float)value);
 }
 
-lath_status lath_linear_check(const struct lath_linear *a) {
-  if (!a) return LATH_INVALID_ARGUMENT;
-  if (!lath_dtype_size(a->dtype)) return LATH_UNSUPPORTED_DTYPE;
-  LATH_TRY(lath_check_extents((const int64_t[]){a->rows, a->in, a->out}, 3));
-  LATH_TRY(lath_check_input(a->x, a->rows, a->in, a->s_x));
-  LATH_TRY(lath_check_input(a->w, a->out, a->in, a->s_w));
-  return lath_check_output(a->y, a->rows, a->out, a->s_y);
-}
-
 lath_status lath_linear_ref(const struct lath_linear *a) {
   LATH_TRY(lath_linear_check(a));
   for (int64_t i = 0; i < a->rows; i++)

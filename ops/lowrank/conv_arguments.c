@@ -121,7 +121,7 @@ static lath_status check_outputs(const struct lath_images *images, int64_t batch
 
 static lath_status check_operands(const struct lath_lowrank_conv2d *a, struct lath_conv_shape *s) {
   LATH_TRY(lath_conv_shape(a, s));
-  if (!lath_dtype_size(a->dtype)) return LATH_UNSUPPORTED_DTYPE;
+  LATH_TRY(lath_check_dtype(a->dtype));
   LATH_TRY(check_images(&a->x, a->batch, a->in, a->height, a->width));
   if (a->rank > 0 && a->in > 0 && !a->v) return LATH_INVALID_ARGUMENT;
   return a->rank > 0 && a->out > 0 && !a->u ? LATH_INVALID_ARGUMENT : LATH_OK;

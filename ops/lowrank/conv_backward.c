@@ -160,7 +160,7 @@ lath_status lath_lowrank_conv2d_backward_workspace(const struct lath_lowrank_con
   struct backward b = {0};
   if (!host || !bytes) return LATH_INVALID_ARGUMENT;
   LATH_TRY(lath_conv_shape(a, &b.s));
-  if (!lath_dtype_size(a->dtype)) return LATH_UNSUPPORTED_DTYPE;
+  LATH_TRY(lath_check_dtype(a->dtype));
   struct lath_arena arena = lath_arena_on(NULL), first_stage;
   if (!lath_conv_is_plain(a) && lath_conv_is_linear(a, 1))
     LATH_TRY(lath_conv_linear_workspace(a, 1, host, &arena.used));

@@ -464,7 +464,7 @@ lath_status lath_lowrank_conv2d_workspace(const struct lath_lowrank_conv2d *a, c
   struct lath_conv_shape s;
   if (!host || !bytes) return LATH_INVALID_ARGUMENT;
   LATH_TRY(lath_conv_shape(a, &s));
-  if (!lath_dtype_size(a->dtype)) return LATH_UNSUPPORTED_DTYPE;
+  LATH_TRY(lath_check_dtype(a->dtype));
   struct lath_arena arena = lath_arena_on(NULL);
   if (!lath_conv_is_plain(a) && lath_conv_is_linear(a, 0))
     LATH_TRY(lath_conv_linear_workspace(a, 0, host, &arena.used));

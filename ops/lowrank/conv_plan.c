@@ -49,7 +49,7 @@ lath_status lath_lowrank_conv2d_plan(const struct lath_lowrank_conv2d *a, int ba
   struct lath_conv_shape s;
   if (!plan) return LATH_INVALID_ARGUMENT;
   LATH_TRY(lath_conv_shape(a, &s));
-  if (!lath_dtype_size(a->dtype)) return LATH_UNSUPPORTED_DTYPE;
+  LATH_TRY(lath_check_dtype(a->dtype));
   const int64_t passes = backward ? 2 : 1;
   const lath_conv_kernel kernel = route(a, &s);
   *plan = (struct lath_conv_plan){

@@ -84,7 +84,7 @@ static lath_status multiply(const struct frobenius *f, const struct lath_host *h
 
 lath_status lath_frobenius_workspace(const struct lath_frobenius *a, const struct lath_host *host, size_t *bytes) {
   if (!a || !host || !bytes) return LATH_INVALID_ARGUMENT;
-  if (!lath_dtype_size(a->dtype)) return LATH_UNSUPPORTED_DTYPE;
+  LATH_TRY(lath_check_dtype(a->dtype));
   LATH_TRY(lath_check_extents((const int64_t[]){a->rank, a->rank, a->in}, 3));
   LATH_TRY(lath_check_extents((const int64_t[]){a->rank, a->rank, a->out}, 3));
   struct lath_arena arena = lath_arena_on(NULL);
