@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * product.h - inside the library: c = op(a) op(b) + bias, or c += op(a) op(b), on row-major matrices in device memory. */
+#ifndef LATH_CUDA_GEMM_PRODUCT_H
+#define LATH_CUDA_GEMM_PRODUCT_H
+
+#include "lath_cuda.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct lath_cuda_product {
+  lath_dtype a_type, b_type, c_type;
+  int64_t m, n, k;
+  const void *a; /* (m, k), or (k, m) when a_transposed */
+  int64_t s_a;
+  int a_transposed;
+  const void *b; /* (k, n), or (n, k) when b_transposed */
+  int64_t s_b;
+  int b_transposed;
+  const void *bias; /* (n) in c_type, added to each row; NULL: none, and always so with `accumulate` */
+  void *c;          /* (m, n); not read unless `accumulate` */
+  int64_t s_c;
+  int accumulate;
+};
+
+/* By cuBLAS where there is a handle and the operands suit it, else by lath_cuda_tiled. Empty sums give the bias or zeros. */
+lath_status lath_cuda_product(const struct lath_cuda_product *product, struct lath_cuda *cuda);
+
+/* Whether cuBLAS would be asked, if the strides suit it. */
+int lath_cuda_has_blas(const struct lath_cuda *cuda);
+
+/* tiled.cu: the same on a kernel of our own, as a cudaError_t. Types: all three equal; or a and b equal and 16-bit with c float; or
+ * one of a and b float and the other two 16-bit. Every sum is one chain in the order of k. */
+int lath_cuda_tiled(const struct lath_cuda_product *product, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
