@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "codes.h"
-#include "workspace.h"
+#include "device.h"
 
 static void release(AtenTensorHandle *handles, int count) {
   for (int i = 0; i < count; i++) aoti_torch_delete_tensor_object(handles[i]);
@@ -19,12 +19,14 @@ void call_run(const char *op, call_kernel kernel, int num_tensors, StableIValue 
   call.op = op;
   call.args = stack;
   call.workspace = NULL;
+  call.device_index = 0;
+  call.device_from = NULL;
   call.num_outputs = call.num_output_tensors = call.num_owned = 0;
   for (int i = 0; i < num_tensors; i++) call_own(&call, (AtenTensorHandle)(uintptr_t)stack[i]);
 
   const bool ok = kernel(&call);
 
-  workspace_give(call.workspace);
+  device_give_workspace(&call);
   release(call.owned, call.num_owned);
   if (ok) {
     memcpy(stack, call.outputs, (size_t)call.num_outputs * sizeof *stack);
@@ -78,7 +80,7 @@ static bool new_tensor(struct call *call, const char *name, int64_t dim, const i
   if (!contiguous_strides(dim, sizes, contiguous))
     return call_fail(call, name, "a contiguous tensor of its shape exceeds 2^63 bytes");
   if (!strides) strides = contiguous;
-  if (aoti_torch_empty_strided(dim, sizes, strides, dtype_code, codes.cpu, 0, tensor) == 0) return true;
+  if (aoti_torch_empty_strided(dim, sizes, strides, dtype_code, codes.device, call->device_index, tensor) == 0) return true;
   int64_t elements = 1;
   for (int64_t i = 0; i < dim; i++) elements *= sizes[i];
   return call_fail(call, name, "out of memory for %" PRId64 " elements of %s", elements, codes_dtype_name(dtype_code));
@@ -107,10 +109,3 @@ bool call_output_tensor(struct call *call, const char *name, int64_t dim, const 
 }
 
 void call_output_int(struct call *call, int64_t value) { call->outputs[call->num_outputs++] = (StableIValue)value; }
-
-bool call_workspace(struct call *call, size_t bytes, void **workspace) {
-  *workspace = call->small_workspace;
-  if (bytes <= CALL_SMALL_WORKSPACE) return true;
-  *workspace = call->workspace = workspace_take(bytes);
-  return *workspace || call_fail(call, "workspace", "out of memory for %zu bytes", bytes);
-}

@@ -5,6 +5,8 @@
  * torch hands a boxed kernel its arguments as owned handles, and takes an error only as an exception thrown through it. So a
  * kernel here is a plain function `bool kernel(struct call *)`: it reads arguments, adds outputs, and returns false after
  * call_fail(). call_run() wraps it: it releases every handle, whatever happened, and then either raises or returns the outputs.
+ *
+ * Nothing here knows what kind of device the tensors are on; see device.h.
  */
 #ifndef LATH_CALL_H
 #define LATH_CALL_H
@@ -28,6 +30,8 @@ struct call {
   const char *op; /* name without the namespace */
   const StableIValue *args;
   int num_outputs, num_output_tensors, num_owned;
+  int32_t device_index;    /* of every tensor of the call, once the first one has been looked at */
+  const char *device_from; /* the argument that settled it; NULL before */
   StableIValue outputs[CALL_MAX_OUTPUTS];
   AtenTensorHandle output_tensors[CALL_MAX_OUTPUTS];
   void *workspace;                        /* NULL: none, or the small one */
@@ -59,7 +63,7 @@ bool call_check(struct call *call, lath_status status);
 bool call_bool(const struct call *call, int index);
 bool call_int_between(struct call *call, int index, const char *name, int64_t low, int64_t high, int64_t *value);
 
-/* A fresh contiguous tensor of torch's dtype `dtype_code`, its memory uninitialized. False: overflow, or out of memory. */
+/* A fresh contiguous tensor on the device of the call, of torch's dtype `dtype_code`, its memory uninitialized. False: overflow, or out of memory. */
 bool call_new_tensor(struct call *call, const char *name, int64_t dim, const int64_t *sizes, int32_t dtype_code,
                      AtenTensorHandle *tensor);
 
@@ -73,8 +77,5 @@ void call_output_int(struct call *call, int64_t value);
 /* The same with strides of any order, but without gaps. */
 bool call_output_strided(struct call *call, const char *name, int64_t dim, const int64_t *sizes, const int64_t *strides,
                          lath_dtype dtype, void **data);
-
-/* `bytes` bytes, aligned to 64, for the duration of the call. */
-bool call_workspace(struct call *call, size_t bytes, void **workspace);
 
 #endif

@@ -4,25 +4,27 @@
 
 #include <stddef.h>
 
+#include "device.h"
 #include "shim.h"
 
 struct codes codes;
 
 void codes_load(void) {
   codes = (struct codes){
-      .cpu = aoti_torch_device_type_cpu(),
+      .device = device.type(),
       .strided = aoti_torch_layout_strided(),
       .dtype =
           {
               [LATH_F32] = aoti_torch_dtype_float32(),
               [LATH_F64] = aoti_torch_dtype_float64(),
               [LATH_BF16] = aoti_torch_dtype_bfloat16(),
+              [LATH_F16] = aoti_torch_dtype_float16(),
           },
   };
 }
 
 bool codes_to_dtype(int32_t code, lath_dtype *dtype) {
-  for (int i = LATH_F32; i <= LATH_BF16; i++)
+  for (int i = LATH_F32; i <= (int)device.last_dtype; i++)
     if (codes.dtype[i] == code) {
       *dtype = (lath_dtype)i;
       return true;

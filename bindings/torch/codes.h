@@ -9,15 +9,16 @@
 #include "lath.h"
 
 struct codes {
-  int32_t cpu, strided;
-  int32_t dtype[3]; /* indexed by lath_dtype */
+  int32_t device; /* the type of device that this object serves */
+  int32_t strided;
+  int32_t dtype[4]; /* indexed by lath_dtype */
 };
 
 extern struct codes codes; /* constant once codes_load() has run, which is before any operator can be called */
 
 void codes_load(void);
 
-/* False when lath has no kernel for torch's dtype `code`. */
+/* False when this object has no kernel for torch's dtype `code`. */
 bool codes_to_dtype(int32_t code, lath_dtype *dtype);
 
 /* As torch prints it: "torch.float32". An unusual dtype is described instead. */

@@ -2,7 +2,7 @@
  * op_conv.c - lath::lowrank_conv2d, with and without the intermediate, its backward, and its plan. */
 #include <inttypes.h>
 
-#include "codes.h"
+#include "device.h"
 #include "host.h"
 #include "images.h"
 #include "kernels.h"
@@ -137,7 +137,8 @@ static bool output_y(struct call *call, struct conv *c) {
 
 static bool run_forward(struct call *call, struct lath_lowrank_conv2d *a) {
   return call_check(call, lath_lowrank_conv2d_workspace(a, &torch_host, &a->workspace_bytes)) &&
-         call_workspace(call, a->workspace_bytes, &a->workspace) && call_check(call, lath_lowrank_conv2d(a, &torch_host));
+         device_take_workspace(call, a->workspace_bytes, &a->workspace) &&
+         call_check(call, lath_lowrank_conv2d(a, &torch_host));
 }
 
 static bool lowrank_conv2d(struct call *call) {
@@ -149,7 +150,7 @@ static bool lowrank_conv2d_forward(struct call *call) {
   enum { SAVE = 15 };
   struct conv c = {0};
   return take_forward(call, &c) && output_y(call, &c) &&
-         output_optional(call, call_bool(call, SAVE), "p", 4, c.p.sizes, codes_sum_dtype(c.args.dtype), &c.args.p) &&
+         output_optional(call, call_bool(call, SAVE), "p", 4, c.p.sizes, device_p_dtype(c.args.dtype), &c.args.p) &&
          run_forward(call, &c.args);
 }
 
@@ -161,7 +162,7 @@ static bool take_p(struct call *call, int index, struct conv *c) {
   bool absent;
   if (!unpack_absent(call, index, "p", &absent)) return false;
   if (absent) return true;
-  if (!unpack_tensor(call, index, "p", &p) || !unpack_sum_dtype(call, &p, &c->lead)) return false;
+  if (!unpack_tensor(call, index, "p", &p) || !unpack_p_dtype(call, &p, &c->lead)) return false;
   const int64_t *sizes = c->p.sizes;
   if (!has_sizes(&p, 4, sizes))
     return fail_shape(call, &p, "(%" PRId64 ", %" PRId64 ", %" PRId64 ", %" PRId64 "), or no elements", sizes[0], sizes[1],
@@ -192,7 +193,7 @@ static bool lowrank_conv2d_backward(struct call *call) {
          take_inner_bias(call, INNER_BIAS, &c) && take_p(call, P, &c) &&
          call_int_between(call, MASK, "mask", 0, WANT_ALL, &mask) && output_gradients(call, mask, &c) &&
          call_check(call, lath_lowrank_conv2d_backward_workspace(a, &torch_host, &a->workspace_bytes)) &&
-         call_workspace(call, a->workspace_bytes, &a->workspace) &&
+         device_take_workspace(call, a->workspace_bytes, &a->workspace) &&
          call_check(call, lath_lowrank_conv2d_backward(a, &torch_host));
 }
 

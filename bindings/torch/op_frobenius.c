@@ -3,7 +3,7 @@
 #include <inttypes.h>
 
 #include "codes.h"
-#include "host.h"
+#include "device.h"
 #include "kernels.h"
 #include "unpack.h"
 
@@ -29,44 +29,24 @@ static bool take_factors(struct call *call, int index, struct frobenius *f) {
   return true;
 }
 
-static bool prepare(struct call *call, struct lath_frobenius *a) {
-  return call_check(call, lath_frobenius_workspace(a, &torch_host, &a->workspace_bytes)) &&
-         call_workspace(call, a->workspace_bytes, &a->workspace);
-}
-
-static void store_scalar(void *data, lath_dtype dtype, double value) {
-  if (dtype == LATH_F64)
-    *(double *)data = value;
-  else
-    *(float *)data = (float)value;
-}
-
 static bool frobenius_decay(struct call *call) {
   struct frobenius f = {0};
   struct lath_frobenius *a = &f.args;
-  double value = 0.0;
-  void *value_data;
+  void *value;
   if (!take_factors(call, 0, &f)) return false;
   const lath_dtype sums = codes_sum_dtype(a->dtype);
   const int64_t square[] = {a->rank, a->rank};
-  a->value = &value;
-  if (!call_output_tensor(call, "value", 0, NULL, sums, &value_data)) return false;
-  if (!call_output_tensor(call, "gram_v", 2, square, sums, &a->gram_v)) return false;
-  if (!call_output_tensor(call, "gram_u", 2, square, sums, &a->gram_u)) return false;
-  if (!prepare(call, a) || !call_check(call, lath_frobenius(a, &torch_host))) return false;
-  store_scalar(value_data, sums, value);
-  return true;
+  return call_output_tensor(call, "value", 0, NULL, sums, &value) &&
+         call_output_tensor(call, "gram_v", 2, square, sums, &a->gram_v) &&
+         call_output_tensor(call, "gram_u", 2, square, sums, &a->gram_u) && device_frobenius(call, a, value);
 }
 
 /* The incoming gradient of the value: one number, in the type of the value. */
-static bool take_scale(struct call *call, int index, struct frobenius *f) {
+static bool take_scale(struct call *call, int index, struct frobenius *f, const void **scale) {
   struct tensor grad;
-  struct matrix one;
   if (!unpack_tensor(call, index, "grad", &grad) || !unpack_sum_dtype(call, &grad, &f->lead)) return false;
   if (grad.dim != 0) return fail_shape(call, &grad, "(), the gradient of a scalar");
-  if (torch_get_const_data_ptr(grad.handle, &one.data)) return call_fail(call, "grad", "torch gives no pointer to its data");
-  f->args.scale = codes_sum_dtype(f->lead.dtype) == LATH_F64 ? *(const double *)one.data : (double)*(const float *)one.data;
-  return true;
+  return torch_get_const_data_ptr(grad.handle, scale) == 0 || call_fail(call, "grad", "torch gives no pointer to its data");
 }
 
 static bool take_gram(struct call *call, int index, const char *name, struct frobenius *f, void **data) {
@@ -85,11 +65,12 @@ static bool frobenius_decay_backward(struct call *call) {
   enum { GRAD, WEIGHT_V, WEIGHT_U, GRAM_V, GRAM_U };
   struct frobenius f = {0};
   struct lath_frobenius *a = &f.args;
-  return take_factors(call, WEIGHT_V, &f) && take_scale(call, GRAD, &f) && take_gram(call, GRAM_V, "gram_v", &f, &a->gram_v) &&
-         take_gram(call, GRAM_U, "gram_u", &f, &a->gram_u) &&
+  const void *scale;
+  return take_factors(call, WEIGHT_V, &f) && take_scale(call, GRAD, &f, &scale) &&
+         take_gram(call, GRAM_V, "gram_v", &f, &a->gram_v) && take_gram(call, GRAM_U, "gram_u", &f, &a->gram_u) &&
          call_output_tensor(call, "dv", 2, (const int64_t[]){a->rank, a->in}, a->dtype, &a->dv) &&
-         call_output_tensor(call, "du", 2, (const int64_t[]){a->out, a->rank}, a->dtype, &a->du) && prepare(call, a) &&
-         call_check(call, lath_frobenius_backward(a, &torch_host));
+         call_output_tensor(call, "du", 2, (const int64_t[]){a->out, a->rank}, a->dtype, &a->du) &&
+         device_frobenius_backward(call, a, scale);
 }
 
 CALL_DEFINE_ENTRY(op_frobenius_decay, "frobenius_decay", frobenius_decay, 2)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * op_linear.c - lath::linear, the dense product: y = x weight^T + bias. */
-#include "host.h"
+#include "device.h"
 #include "kernels.h"
 #include "unpack.h"
 
@@ -20,8 +20,7 @@ static bool linear(struct call *call) {
   a.w = weight.data, a.s_w = weight.stride;
   a.s_y = a.out;
   if (!output_like(call, "output", &x, a.out, a.dtype, &a.y)) return false;
-  return call_check(call, lath_linear_workspace(&a, &torch_host, &a.workspace_bytes)) &&
-         call_workspace(call, a.workspace_bytes, &a.workspace) && call_check(call, lath_linear(&a, &torch_host));
+  return device_linear(call, &a);
 }
 
 CALL_DEFINE_ENTRY(op_linear, "linear", linear, 3)

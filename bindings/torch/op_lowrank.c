@@ -2,8 +2,7 @@
  * op_lowrank.c - lath::lowrank_linear, with and without the intermediate, and its backward. */
 #include <inttypes.h>
 
-#include "codes.h"
-#include "host.h"
+#include "device.h"
 #include "kernels.h"
 #include "unpack.h"
 
@@ -55,29 +54,25 @@ static bool output_y(struct call *call, struct lowrank *l) {
   return output_like(call, "output", &l->x, l->args.out, l->args.dtype, &l->args.y);
 }
 
-static bool run_forward(struct call *call, struct lath_lowrank_linear *a) {
-  return call_check(call, lath_lowrank_linear_workspace(a, &torch_host, &a->workspace_bytes)) &&
-         call_workspace(call, a->workspace_bytes, &a->workspace) && call_check(call, lath_lowrank_linear(a, &torch_host));
-}
-
 static bool lowrank_linear(struct call *call) {
   enum { ASSOCIATION = 5 };
   struct lowrank l = {0};
-  return take_forward(call, &l) && take_association(call, ASSOCIATION, &l) && output_y(call, &l) && run_forward(call, &l.args);
+  return take_forward(call, &l) && take_association(call, ASSOCIATION, &l) && output_y(call, &l) &&
+         device_lowrank_linear(call, &l.args);
 }
 
 /* The shape of p must follow from the arguments alone, for tracing; so `save` settles what the planner would decide. */
 static bool output_p(struct call *call, bool save, struct lath_lowrank_linear *a) {
   const bool kept = save && a->association != LATH_MERGED;
   if (kept) a->association = LATH_FACTORED;
-  return output_optional(call, kept, "p", 2, (const int64_t[]){a->rows, a->rank}, codes_sum_dtype(a->dtype), &a->p);
+  return output_optional(call, kept, "p", 2, (const int64_t[]){a->rows, a->rank}, device_p_dtype(a->dtype), &a->p);
 }
 
 static bool lowrank_linear_forward(struct call *call) {
   enum { SAVE = 5, ASSOCIATION };
   struct lowrank l = {0};
   return take_forward(call, &l) && take_association(call, ASSOCIATION, &l) && output_y(call, &l) &&
-         output_p(call, call_bool(call, SAVE), &l.args) && run_forward(call, &l.args);
+         output_p(call, call_bool(call, SAVE), &l.args) && device_lowrank_linear(call, &l.args);
 }
 
 /* ---- backward ------------------------------------------------------------------------------------------------------------ */
@@ -101,7 +96,7 @@ static bool take_p(struct call *call, int index, struct lowrank *l) {
   bool absent;
   if (!unpack_absent(call, index, "p", &absent)) return false;
   if (absent) return true;
-  if (!unpack_tensor(call, index, "p", &p) || !unpack_sum_dtype(call, &p, &l->lead)) return false;
+  if (!unpack_tensor(call, index, "p", &p) || !unpack_p_dtype(call, &p, &l->lead)) return false;
   if (p.dim != 2 || p.sizes[0] != l->args.rows || p.sizes[1] != l->args.rank)
     return fail_shape(call, &p, "(%" PRId64 ", %" PRId64 "), the rows of x by the rank, or no elements", l->args.rows,
                       l->args.rank);
@@ -124,14 +119,10 @@ static bool output_gradients(struct call *call, int64_t mask, struct lowrank *l)
 static bool lowrank_linear_backward(struct call *call) {
   enum { DY, X, WEIGHT_V, WEIGHT_U, INNER_BIAS, P, MASK, ASSOCIATION };
   struct lowrank l = {0};
-  struct lath_lowrank_linear *a = &l.args;
   int64_t mask;
   return take_operands(call, X, &l) && take_dy(call, DY, &l) && take_inner_bias(call, INNER_BIAS, &l) && take_p(call, P, &l) &&
          call_int_between(call, MASK, "mask", 0, WANT_ALL, &mask) && take_association(call, ASSOCIATION, &l) &&
-         output_gradients(call, mask, &l) &&
-         call_check(call, lath_lowrank_linear_backward_workspace(a, &torch_host, &a->workspace_bytes)) &&
-         call_workspace(call, a->workspace_bytes, &a->workspace) &&
-         call_check(call, lath_lowrank_linear_backward(a, &torch_host));
+         output_gradients(call, mask, &l) && device_lowrank_linear_backward(call, &l.args);
 }
 
 CALL_DEFINE_ENTRY(op_lowrank_linear, "lowrank_linear", lowrank_linear, 5)

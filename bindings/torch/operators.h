@@ -2,10 +2,11 @@
  *
  * operators.h - the one list of operators of the namespace `lath`.
  *
- *   LATH_OPERATORS(X) expands to X(name, schema after the name, dispatch key, C entry) for each of them.
+ *   LATH_OPERATORS(X) expands to X(name, schema after the name, dispatch key, C entry) for each of them. It has three parts, by
+ *   who computes on a GPU; LATH_CUDA_OPERATORS(X) are those of the GPU alone.
  *
- * The list feeds registration (library.c); the tests read it back through torch and run opcheck, the leak test and the input
- * zoo over every name, so no operator can be forgotten. Kernels for CUDA come from an object of their own.
+ * The list feeds registration (operators_cpu.c, operators_cuda.c); the tests read it back through torch and run opcheck, the leak
+ * test and the input zoo over every name, so no operator can be forgotten.
  *
  * Schemas: Tensor, int, float and bool only. An absent bias is a tensor without elements: `Tensor?` would cost a heap cell per
  * call and, before torch 2.13, an allocator mismatch in C. Outputs are always fresh tensors; a gradient that was not asked for is
@@ -13,10 +14,10 @@
  *
  *   association   0 planner's choice, 1 factored, 2 merged (enum lath_association)
  *   mask          gradients wanted, a sum of 1 dx, 2 dv, 4 du, 8 d_bias, 16 d_inner_bias
- *   p             the intermediate (rows, rank) in fp32 (double for double), or of shape (0,) when it was not kept. The shape
- *                 follows from the arguments alone, as tracing needs: `save` with association 0 means factored, and with
- *                 association 2 there is no intermediate to keep. Of a convolution (batch, groups * rank, height of x if
- *                 separable and of y if pointwise, width of y)
+ *   p             the intermediate (rows, rank), or of shape (0,) when it was not kept; in fp32 (double for double) on the CPU, in
+ *                 the type of x on CUDA. The shape follows from the arguments alone, as tracing needs: `save` with association 0
+ *                 means factored, and with association 2 there is no intermediate to keep. Of a convolution (batch, groups *
+ *                 rank, height of x if separable and of y if pointwise, width of y)
  *   separable     the form of a low-rank convolution: true separable, false pointwise
  *   dtype         enum lath_dtype; kernel: enum lath_lowrank_kernel, for a convolution enum lath_conv_kernel
  */
@@ -29,19 +30,28 @@
   "int stride_h, int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, int dilation_h, int dilation_w, " \
   "int groups, bool separable"
 
-#define LATH_OPERATORS(X)                                                                                                    \
-  X(linear, "(Tensor x, Tensor weight, Tensor bias) -> Tensor", "CPU", op_linear)                                            \
-  X(lowrank_linear,                                                                                                          \
-    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, int association=0) -> Tensor", "CPU",      \
-    op_lowrank_linear)                                                                                                       \
-  X(lowrank_linear_forward,                                                                                                  \
-    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, bool save=True, int association=0)"        \
-    " -> (Tensor y, Tensor p)",                                                                                              \
-    "CPU", op_lowrank_linear_forward)                                                                                        \
-  X(lowrank_linear_backward,                                                                                                 \
-    "(Tensor dy, Tensor x, Tensor weight_v, Tensor weight_u, Tensor inner_bias, Tensor p, int mask=31, int association=0)"   \
-    " -> (Tensor dx, Tensor dv, Tensor du, Tensor d_bias, Tensor d_inner_bias)",                                             \
-    "CPU", op_lowrank_linear_backward)                                                                                       \
+/* Compiled once, registered for the CPU by liblath_cpu.so and for CUDA by liblath_cuda.so. */
+#define LATH_SHARED_OPERATORS(X)                                                                                           \
+  X(linear, "(Tensor x, Tensor weight, Tensor bias) -> Tensor", "CPU", op_linear)                                          \
+  X(lowrank_linear,                                                                                                        \
+    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, int association=0) -> Tensor", "CPU",    \
+    op_lowrank_linear)                                                                                                     \
+  X(lowrank_linear_forward,                                                                                                \
+    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, bool save=True, int association=0)"      \
+    " -> (Tensor y, Tensor p)",                                                                                            \
+    "CPU", op_lowrank_linear_forward)                                                                                      \
+  X(lowrank_linear_backward,                                                                                               \
+    "(Tensor dy, Tensor x, Tensor weight_v, Tensor weight_u, Tensor inner_bias, Tensor p, int mask=31, int association=0)" \
+    " -> (Tensor dx, Tensor dv, Tensor du, Tensor d_bias, Tensor d_inner_bias)",                                           \
+    "CPU", op_lowrank_linear_backward)                                                                                     \
+  X(frobenius_decay, "(Tensor weight_v, Tensor weight_u) -> (Tensor value, Tensor gram_v, Tensor gram_u)", "CPU",          \
+    op_frobenius_decay)                                                                                                    \
+  X(frobenius_decay_backward,                                                                                              \
+    "(Tensor grad, Tensor weight_v, Tensor weight_u, Tensor gram_v, Tensor gram_u) -> (Tensor dv, Tensor du)", "CPU",      \
+    op_frobenius_decay_backward)
+
+/* Kernels in C for the CPU only; on CUDA two convolutions of torch. */
+#define LATH_CONV_OPERATORS(X)                                                                                               \
   X(lowrank_conv2d,                                                                                                          \
     "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, " LATH_CONV_GEOMETRY ") -> Tensor", "CPU", \
     op_lowrank_conv2d)                                                                                                       \
@@ -52,22 +62,29 @@
   X(lowrank_conv2d_backward,                                                                                                 \
     "(Tensor dy, Tensor x, Tensor weight_v, Tensor weight_u, Tensor inner_bias, Tensor p, " LATH_CONV_GEOMETRY               \
     ", int mask=31) -> (Tensor dx, Tensor dv, Tensor du, Tensor d_bias, Tensor d_inner_bias)",                               \
-    "CPU", op_lowrank_conv2d_backward)                                                                                       \
-  X(frobenius_decay, "(Tensor weight_v, Tensor weight_u) -> (Tensor value, Tensor gram_v, Tensor gram_u)", "CPU",            \
-    op_frobenius_decay)                                                                                                      \
-  X(frobenius_decay_backward,                                                                                                \
-    "(Tensor grad, Tensor weight_v, Tensor weight_u, Tensor gram_v, Tensor gram_u) -> (Tensor dv, Tensor du)", "CPU",        \
-    op_frobenius_decay_backward)                                                                                             \
-  X(lowrank_linear_plan,                                                                                                     \
-    "(int rows, int in_features, int rank, int out_features, int association=0, bool backward=False)"                        \
-    " -> (int association, int kernel, int macs, int dense_macs, bool save_intermediate)",                                   \
-    "CompositeExplicitAutograd", op_lowrank_linear_plan)                                                                     \
-  X(lowrank_conv2d_plan,                                                                                                     \
-    "(int batch, int in_channels, int rank, int out_channels, int height, int width, int kernel_h, int kernel_w"             \
-    ", " LATH_CONV_GEOMETRY                                                                                                  \
-    ", bool channels_last=False, int dtype=0, bool backward=False)"                                                          \
-    " -> (int kernel, int macs, int dense_macs, bool save_intermediate)",                                                    \
-    "CompositeExplicitAutograd", op_lowrank_conv2d_plan)                                                                     \
+    "CPU", op_lowrank_conv2d_backward)
+
+/* No tensors. */
+#define LATH_HOST_OPERATORS(X)                                                                                   \
+  X(lowrank_linear_plan,                                                                                         \
+    "(int rows, int in_features, int rank, int out_features, int association=0, bool backward=False)"            \
+    " -> (int association, int kernel, int macs, int dense_macs, bool save_intermediate)",                       \
+    "CompositeExplicitAutograd", op_lowrank_linear_plan)                                                         \
+  X(lowrank_conv2d_plan,                                                                                         \
+    "(int batch, int in_channels, int rank, int out_channels, int height, int width, int kernel_h, int kernel_w" \
+    ", " LATH_CONV_GEOMETRY                                                                                      \
+    ", bool channels_last=False, int dtype=0, bool backward=False)"                                              \
+    " -> (int kernel, int macs, int dense_macs, bool save_intermediate)",                                        \
+    "CompositeExplicitAutograd", op_lowrank_conv2d_plan)                                                         \
   X(cpu_isa, "() -> int", "CompositeExplicitAutograd", op_cpu_isa)
+
+#define LATH_OPERATORS(X) LATH_SHARED_OPERATORS(X) LATH_CONV_OPERATORS(X) LATH_HOST_OPERATORS(X)
+
+/* Defined by liblath_cuda.so: there where it is loaded. */
+#define LATH_CUDA_OPERATORS(X)                                                                                    \
+  X(cuda_lowrank_linear_plan,                                                                                     \
+    "(int rows, int in_features, int rank, int out_features, int association=0, bool backward=False, int dtype=0" \
+    ", int device=0) -> (int association, int kernel, int macs, int dense_macs, bool save_intermediate)",         \
+    "CompositeExplicitAutograd", op_cuda_lowrank_linear_plan)
 
 #endif

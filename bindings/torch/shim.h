@@ -10,6 +10,9 @@
  * The list is the single source of three things: the prototypes below, the library that stands in for torch at link time
  * (stub.c), and the allow-list of the symbol test (tests/python/test_binary.py). tests/abi/guard.cc holds it against torch's
  * own headers. To call one more function, add one line.
+ *
+ * SHIM_FUNCTIONS(X) is what libtorch_cpu.so of every build of torch has, and SHIM_CUDA_FUNCTIONS(X) what libtorch_cuda.so of a
+ * CUDA build adds. Only liblath_cuda.so may call the latter.
  */
 #ifndef LATH_SHIM_H
 #define LATH_SHIM_H
@@ -31,12 +34,14 @@ typedef struct AtenTensorOpaque *AtenTensorHandle;
 typedef struct TorchLibraryOpaque *TorchLibraryHandle;
 typedef int32_t AOTITorchError; /* 0 is success */
 typedef uint64_t StableIValue;  /* one argument or result: a handle, or the bits of an int64_t, double or bool */
+typedef struct CUDAGuardOpaque *CUDAGuardHandle;
 typedef void (*ParallelFunc)(int64_t begin, int64_t end, void *ctx);
 typedef void (*ShimKernel)(StableIValue *stack, uint64_t num_args, uint64_t num_outputs);
 
 /* Older than the stable operator API: present in every torch that this object can meet. */
 #define SHIM_FUNCTIONS_BASE(X)                                                                                            \
   X(int32_t, aoti_torch_device_type_cpu, (void))                                                                          \
+  X(int32_t, aoti_torch_device_type_cuda, (void))                                                                         \
   X(int32_t, aoti_torch_dtype_bfloat16, (void))                                                                           \
   X(int32_t, aoti_torch_dtype_float16, (void))                                                                            \
   X(int32_t, aoti_torch_dtype_float32, (void))                                                                            \
@@ -52,6 +57,7 @@ typedef void (*ShimKernel)(StableIValue *stack, uint64_t num_args, uint64_t num_
   X(int32_t, aoti_torch_layout_strided, (void))                                                                           \
   X(AOTITorchError, aoti_torch_get_dtype, (AtenTensorHandle tensor, int32_t * dtype))                                     \
   X(AOTITorchError, aoti_torch_get_device_type, (AtenTensorHandle tensor, int32_t * device_type))                         \
+  X(AOTITorchError, aoti_torch_get_device_index, (AtenTensorHandle tensor, int32_t * device_index))                       \
   X(AOTITorchError, aoti_torch_get_layout, (AtenTensorHandle tensor, int32_t * layout))                                   \
   X(AOTITorchError, aoti_torch_get_dim, (AtenTensorHandle tensor, int64_t * dim))                                         \
   X(AOTITorchError, aoti_torch_get_sizes, (AtenTensorHandle tensor, int64_t * *borrowed_sizes))                           \
@@ -84,11 +90,23 @@ typedef void (*ShimKernel)(StableIValue *stack, uint64_t num_args, uint64_t num_
 
 #define SHIM_FUNCTIONS(X) SHIM_FUNCTIONS_BASE(X) SHIM_FUNCTIONS_STABLE(X)
 
+#define SHIM_CUDA_FUNCTIONS_BASE(X)                                                                    \
+  X(AOTITorchError, aoti_torch_create_cuda_guard, (int32_t device_index, CUDAGuardHandle * new_guard)) \
+  X(AOTITorchError, aoti_torch_delete_cuda_guard, (CUDAGuardHandle guard))                             \
+  X(AOTITorchError, aoti_torch_get_current_cuda_stream, (int32_t device_index, void **borrowed_stream))
+
+/* Weak, as above. */
+#define SHIM_CUDA_FUNCTIONS_STABLE(X) X(AOTITorchError, torch_get_current_cuda_blas_handle, (void **borrowed_handle))
+
+#define SHIM_CUDA_FUNCTIONS(X) SHIM_CUDA_FUNCTIONS_BASE(X) SHIM_CUDA_FUNCTIONS_STABLE(X)
+
 #ifndef SHIM_LIST_ONLY
 #define SHIM_DECLARE(type, name, parameters) type name parameters;
 #define SHIM_DECLARE_WEAK(type, name, parameters) __attribute__((weak)) type name parameters;
 SHIM_FUNCTIONS_BASE(SHIM_DECLARE)
 SHIM_FUNCTIONS_STABLE(SHIM_DECLARE_WEAK)
+SHIM_CUDA_FUNCTIONS_BASE(SHIM_DECLARE)
+SHIM_CUDA_FUNCTIONS_STABLE(SHIM_DECLARE_WEAK)
 #endif
 
 #ifdef __cplusplus

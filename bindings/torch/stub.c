@@ -5,7 +5,7 @@
  * in the tests that play a torch which is too old:
  *
  *   STUB_RETURN   what each function answers (0)
- *   STUB_LIST     the names to define (SHIM_FUNCTIONS)
+ *   STUB_LIST     the names to define (SHIM_FUNCTIONS; SHIM_CUDA_FUNCTIONS makes the stand-in for libtorch_cuda.so)
  */
 #define SHIM_LIST_ONLY
 #include "shim.h"

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "codes.h"
+#include "device.h"
 
 enum { SHAPE_TEXT_BYTES = 256 };
 
@@ -39,7 +40,7 @@ bool has_sizes(const struct tensor *tensor, int64_t dim, const int64_t *sizes) {
 }
 
 static bool fail_query(struct call *call, const char *name) {
-  return call_fail(call, name, "torch cannot describe it; expected a dense tensor on the CPU");
+  return call_fail(call, name, "torch cannot describe it; expected a dense tensor on %s", device.name);
 }
 
 static bool query_sizes(struct call *call, struct tensor *tensor) {
@@ -51,15 +52,14 @@ static bool query_sizes(struct call *call, struct tensor *tensor) {
 }
 
 bool unpack_tensor(struct call *call, int index, const char *name, struct tensor *tensor) {
-  int32_t layout, device;
+  int32_t layout;
   int64_t *strides;
   *tensor = (struct tensor){.name = name, .handle = call->owned[index]};
   /* The layout goes first: a sparse tensor has no strides to ask for. */
   if (aoti_torch_get_layout(tensor->handle, &layout)) return fail_query(call, name);
   if (layout != codes.strided)
     return call_fail(call, name, "got a sparse or otherwise non-strided layout, expected a dense tensor (try .to_dense())");
-  if (aoti_torch_get_device_type(tensor->handle, &device)) return fail_query(call, name);
-  if (device != codes.cpu) return call_fail(call, name, "got a tensor on another device, expected the CPU");
+  if (!device_check(call, name, tensor->handle)) return false;
   if (!query_sizes(call, tensor)) return false;
   if (aoti_torch_get_dtype(tensor->handle, &tensor->dtype_code)) return fail_query(call, name);
   if (aoti_torch_get_strides(tensor->handle, &strides)) return fail_query(call, name);
@@ -78,8 +78,7 @@ bool unpack_absent(struct call *call, int index, const char *name, bool *absent)
 bool unpack_lead(struct call *call, const struct tensor *tensor, struct lead *lead) {
   lead->name = tensor->name;
   return codes_to_dtype(tensor->dtype_code, &lead->dtype) ||
-         call_fail(call, tensor->name, "got dtype %s, expected torch.float32, torch.float64 or torch.bfloat16",
-                   codes_dtype_name(tensor->dtype_code));
+         call_fail(call, tensor->name, "got dtype %s, expected %s", codes_dtype_name(tensor->dtype_code), device.dtypes);
 }
 
 static bool expect_dtype(struct call *call, const struct tensor *tensor, lath_dtype dtype, const char *why,
@@ -96,6 +95,10 @@ bool unpack_same_dtype(struct call *call, const struct tensor *tensor, const str
 
 bool unpack_sum_dtype(struct call *call, const struct tensor *tensor, const struct lead *lead) {
   return expect_dtype(call, tensor, codes_sum_dtype(lead->dtype), ", the type of sums over ", lead);
+}
+
+bool unpack_p_dtype(struct call *call, const struct tensor *tensor, const struct lead *lead) {
+  return expect_dtype(call, tensor, device_p_dtype(lead->dtype), ", the type of intermediates over ", lead);
 }
 
 /* The distance between consecutive rows, where the leading dimensions collapse to one: each continues the one inside it.

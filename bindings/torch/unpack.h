@@ -31,7 +31,7 @@ struct lead {
   lath_dtype dtype;
 };
 
-/* Argument `index`, which must be a dense tensor on the CPU. */
+/* Argument `index`, which must be a dense tensor on the device of the others. */
 bool unpack_tensor(struct call *call, int index, const char *name, struct tensor *tensor);
 
 /* A tensor without elements stands for an argument that is absent; nothing else is asked of it. */
@@ -41,8 +41,9 @@ bool unpack_absent(struct call *call, int index, const char *name, bool *absent)
 bool unpack_lead(struct call *call, const struct tensor *tensor, struct lead *lead);
 bool unpack_same_dtype(struct call *call, const struct tensor *tensor, const struct lead *lead);
 
-/* A tensor in the type that sums over the leading operand are kept in. */
+/* A tensor in the type that sums over the leading operand are kept in, or in the one that intermediates are. */
 bool unpack_sum_dtype(struct call *call, const struct tensor *tensor, const struct lead *lead);
+bool unpack_p_dtype(struct call *call, const struct tensor *tensor, const struct lead *lead);
 
 /* The tensor, of at least one dimension, as (product of the leading ones, last one). A layout that no single row stride
  * describes is copied; the copy is released with the arguments. */
