@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * memory.cc - shared memory: NaN before each block, and without a past. */
+#include "sanitizers.h"
+#include "state.h"
+
+/* All shared arrays of all kernels, from the linker. */
+extern "C" EMULATOR_WEAK unsigned char __start_lath_shared[], __stop_lath_shared[];
+
+void *emulator_dynamic_shared(void) { return emulator_grid.dynamic; }
+
+static bool inside(const void *begin, size_t bytes, const void *outer, size_t outer_bytes) {
+  const uintptr_t first = (uintptr_t)begin, outer_first = (uintptr_t)outer;
+  return outer && first >= outer_first && first - outer_first <= outer_bytes && outer_bytes - (first - outer_first) >= bytes;
+}
+
+static size_t static_bytes(void) { return (size_t)((uintptr_t)__stop_lath_shared - (uintptr_t)__start_lath_shared); }
+
+bool emulator_is_shared(const void *begin, size_t bytes) {
+  return inside(begin, bytes, __start_lath_shared, static_bytes()) ||
+         inside(begin, bytes, emulator_grid.dynamic, emulator_grid.dynamic_bytes);
+}
+
+void emulator_forget(void *memory, size_t bytes) {
+  if (!bytes || !__tsan_java_alloc) return;
+  __tsan_java_free(memory, bytes);
+  __tsan_java_alloc(memory, bytes);
+}
+
+/* Through volatile: between the arrays lie red zones, which memset of a sanitizer would not pass. */
+static void poison(void *memory, size_t bytes) {
+  volatile unsigned char *byte = (unsigned char *)memory;
+  emulator_forget(memory, bytes);
+  for (; bytes && (uintptr_t)byte % sizeof(uint64_t); bytes--) *byte++ = 0xff;
+  volatile uint64_t *word = (volatile uint64_t *)byte;
+  for (; bytes >= sizeof(uint64_t); bytes -= sizeof(uint64_t)) *word++ = UINT64_MAX;
+  for (byte = (volatile unsigned char *)word; bytes; bytes--) *byte++ = 0xff;
+}
+
+void emulator_prepare_shared(void) {
+  poison(__start_lath_shared, static_bytes());
+  poison(emulator_grid.dynamic, emulator_grid.dynamic_bytes);
+}
