@@ -22,7 +22,6 @@ bool emulator_is_shared(const void *begin, size_t bytes) {
 
 void emulator_forget(void *memory, size_t bytes) {
   if (!bytes || !__tsan_java_alloc) return;
-  __tsan_java_free(memory, bytes);
   __tsan_java_alloc(memory, bytes);
 }
 
