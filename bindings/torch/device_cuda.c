@@ -7,6 +7,7 @@
 #include "codes.h"
 #include "device.h"
 #include "lath_cuda.h"
+#include "targets_cuda.h"
 
 const struct device device = {
     .name = "a CUDA device",
@@ -75,19 +76,21 @@ static bool enter(struct call *call, struct lent *lent) {
   return true;
 }
 
-enum { INSUFFICIENT_DRIVER = 35, NO_KERNEL_IMAGE = 209, UNSUPPORTED_PTX_VERSION = 222 }; /* of cudaError_t */
+enum { INSUFFICIENT_DRIVER = 35, INVALID_DEVICE_FUNCTION = 98, NO_KERNEL_IMAGE = 209, UNSUPPORTED_PTX = 222 }; /* cudaError_t */
 
-static const char *advice(int error) {
-  if (error == NO_KERNEL_IMAGE) return "; this library holds kernels for " LATH_CUDA_TARGETS ", see lath.info()";
-  if (error == INSUFFICIENT_DRIVER || error == UNSUPPORTED_PTX_VERSION) return "; a newer NVIDIA driver is needed";
-  return "";
+static bool fail_device(struct call *call, const struct lath_cuda *cuda) {
+  const int error = cuda->error;
+  const char *text = lath_cuda_error_text(error);
+  if (error == NO_KERNEL_IMAGE || error == INVALID_DEVICE_FUNCTION)
+    return call_fail(call, NULL, "cuda:%d reported error %d, %s; liblath_cuda.so holds code for %s, see lath.info()",
+                     cuda->device, error, text, lath_cuda_targets());
+  const bool driver = error == INSUFFICIENT_DRIVER || error == UNSUPPORTED_PTX;
+  return call_fail(call, NULL, "cuda:%d reported error %d, %s%s", cuda->device, error, text,
+                   driver ? "; a newer NVIDIA driver is needed" : "");
 }
 
 static bool check(struct call *call, const struct lent *lent, lath_status status) {
-  const int error = lent->cuda.error;
-  if (status != LATH_DEVICE_FAILED) return call_check(call, status);
-  return call_fail(call, NULL, "cuda:%d reported error %d, %s%s", lent->cuda.device, error, lath_cuda_error_text(error),
-                   advice(error));
+  return status == LATH_DEVICE_FAILED ? fail_device(call, &lent->cuda) : call_check(call, status);
 }
 
 static bool leave(const struct lent *lent, bool ok) {

@@ -11,12 +11,13 @@ Importing the package loads the operators into ``torch.ops.lath``::
     lath.restore(model)                                      # back to the dense layers, weights merged
 """
 
-from . import _load
+from . import _cuda, _load
 from ._version import __version__
 
 LIBRARY = _load.load()
+_cuda.start(LIBRARY)
 
-from . import _fake, nn, ops  # noqa: E402, F401  (these need the operators)
+from . import _conv_cuda, _fake, nn, ops  # noqa: E402, F401  (these need the operators)
 from .convert import convert, dense_state_dict, restore  # noqa: E402
 from .decay import FrobeniusDecay, frobenius_decay, kronecker_decay, l2_decay  # noqa: E402
 from .freeze import freeze, unfreeze  # noqa: E402

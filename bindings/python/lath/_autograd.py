@@ -136,7 +136,8 @@ def _conv_backward(ctx, dy):
     if dy.dtype is not x.dtype:
         dy = dy.to(x.dtype)
     if _differentiating_backward():
-        return _conv.composite_grads(dy, x, weight_v, weight_u, inner_bias, ctx.geometry, needs)
+        p = _conv.intermediate(x, weight_v, inner_bias, ctx.geometry)
+        return _conv.composite_grads(dy, x, weight_v, weight_u, p, ctx.geometry, needs)
     mask = need_x | need_v << 1 | need_u << 2 | need_bias << 3 | need_inner_bias << 4
     grads = _conv2d_backward(dy, x, weight_v, weight_u, inner_bias, p, *ctx.geometry, mask)
     return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import conv2d, pad
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ._fake import check_conv_shapes
-from .factor import CONV_MODES, merge_conv, merge_conv_bias
+from .factor import CONV_MODES, conv_break_even_rank, merge_conv, merge_conv_bias
 
 PLANNED = ("plain", "fused", "linear", "pair", "merged")  # enum lath_conv_kernel
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)  # enum lath_dtype
@@ -122,7 +123,7 @@ def stages(g: Geometry, merged: bool = False) -> tuple[Stage, ...]:
     return _stage(rows, columns), _stage(still, still)
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stage: Stage, groups: int) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stage: Stage, groups: int) -> Tensor:
     if stage.pad is not None:
         x = pad(x, stage.pad)
     return conv2d(x, weight, bias, stage.stride, stage.padding, stage.dilation, groups)
@@ -139,15 +140,17 @@ def composite(
 ) -> Tensor:
     """The function as two convolutions of torch, or as one with the dense weight, as there are stages."""
     if len(stages) == 2:
-        p = _convolve(x, weight_v, inner_bias, stages[0], groups)
-        return _convolve(p, weight_u, bias, stages[1], groups)
+        p = convolve(x, weight_v, inner_bias, stages[0], groups)
+        return convolve(p, weight_u, bias, stages[1], groups)
     if inner_bias is not None:
         bias = merge_conv_bias(weight_u, bias, inner_bias, groups)
-    return _convolve(x, merge_conv(weight_v, weight_u, groups), bias, stages[0], groups)
+    return convolve(x, merge_conv(weight_v, weight_u, groups), bias, stages[0], groups)
 
 
 def _convolve_back(dy: Tensor, x: Tensor, weight: Tensor, stage: Stage, groups: int, need_x: bool, need_weight: bool):
     """The gradients of x and weight, in operators that autograd can follow."""
+    if dy.numel() == 0 or x.numel() == 0 or weight.numel() == 0:  # the library refuses them; sums without terms
+        return torch.zeros_like(x), torch.zeros_like(weight)
     padded = x if stage.pad is None else pad(x, stage.pad)
     needs = (need_x, need_weight, False)
     numbers = (stage.stride, stage.padding, stage.dilation, False, (0, 0), groups)
@@ -157,11 +160,15 @@ def _convolve_back(dy: Tensor, x: Tensor, weight: Tensor, stage: Stage, groups: 
     return dx, d_weight
 
 
-def composite_grads(dy, x, weight_v, weight_u, inner_bias, g: Geometry, needs):
-    """The five gradients of the pair, None where not needed."""
+def intermediate(x: Tensor, weight_v: Tensor, inner_bias: Tensor, g: Geometry) -> Tensor:
+    """What is between the two convolutions."""
+    return convolve(x, weight_v, inner_bias if inner_bias.numel() else None, stages(g)[0], g.groups)
+
+
+def composite_grads(dy, x, weight_v, weight_u, p, g: Geometry, needs):
+    """The five gradients of the pair with the intermediate p, None where not needed."""
     need_x, need_v, need_u, need_bias, need_inner_bias = needs
     first, second = stages(g)
-    p = _convolve(x, weight_v, inner_bias if inner_bias.numel() else None, first, g.groups)
     dx = dv = du = d_inner_bias = None
     need_p = need_x or need_v or need_inner_bias
     if need_p or need_u:
@@ -177,7 +184,10 @@ def composite_grads(dy, x, weight_v, weight_u, inner_bias, g: Geometry, needs):
 
 
 class Route(NamedTuple):
-    """How a call is carried out: "fused" by lath's own operator, else by torch's in ``stages``."""
+    """How a call is carried out: "fused" by lath's own operator, "linear" by that of a linear layer over all pixels.
+
+    Others by torch's convolutions in ``stages``.
+    """
 
     kernel: str
     geometry: Geometry
@@ -201,9 +211,33 @@ def _choose(sizes: tuple[int, ...], g: Geometry, channels_last: bool, dtype: tor
     return kernel, save
 
 
+def _choose_cuda(shape_x: tuple, shape_v: tuple, shape_u: tuple, channels_last: bool, g: Geometry) -> tuple[str, bool]:
+    """The same for CUDA tensors: convolutions of the library by their multiply-adds, 1x1 by lath's linear operators."""
+    if not (shape_x[1] and shape_u[0]):
+        return "fused", True
+    mode = "separable" if g.separable else "pointwise"
+    size = kernel_size(shape_v, shape_u, mode)
+    if size == (1, 1) and channels_last and g[:9] == (1, 1, 0, 0, 0, 0, 1, 1, 1):
+        return "linear", True
+    strides = g.stride_h, g.stride_w
+    even = conv_break_even_rank(shape_x[1], shape_u[0], size, mode, g.groups, strides)
+    return "merged" if shape_u[1] > even else "pair", True
+
+
+def cuda_macs(kernel: str, shape_x: tuple, shape_v: tuple, shape_u: tuple, g: Geometry) -> int:
+    """Multiply-adds of a forward call that takes this route on CUDA."""
+    p_height, height, width = check_conv_shapes("lowrank_conv2d", shape_x, shape_v, shape_u, *g)
+    if kernel == "merged":
+        taps = math.prod(kernel_size(shape_v, shape_u, "separable" if g.separable else "pointwise"))
+        weight = shape_u[0] * (shape_x[1] // g.groups) * taps
+        return shape_x[0] * height * width * weight + shape_u[1] * weight
+    return shape_x[0] * width * (p_height * math.prod(shape_v) + height * math.prod(shape_u))
+
+
 def route(
     kernel: str,
     training: bool,
+    cuda: bool,
     dtype: torch.dtype,
     channels_last: bool,
     shape_x: torch.Size,
@@ -217,6 +251,7 @@ def route(
     Args:
         kernel: as for ``lath.ops.lowrank_conv2d``.
         training: gradients are recorded.
+        cuda: x is on a CUDA device.
         dtype: of x.
         channels_last: the channels of x are adjacent.
         shape_x: of x.
@@ -232,7 +267,9 @@ def route(
     size, g = _window(shape_v, shape_u, arguments)
     check_conv_shapes("lowrank_conv2d", shape_x, shape_v, shape_u, *g)
     chosen, save = "fused", False
-    if dtype in DTYPES:  # the operator is about to refuse others
+    if cuda:
+        chosen, save = _choose_cuda(shape_x, shape_v, shape_u, channels_last, g)
+    elif dtype in DTYPES:  # the operator is about to refuse others
         sizes = (*shape_x[:2], shape_u[1], shape_u[0], *shape_x[2:], *size)
         try:
             chosen, save = _choose(sizes, g, channels_last, dtype, training)
@@ -241,11 +278,20 @@ def route(
                 f"lath::lowrank_conv2d: x: got shape {tuple(shape_x)}, expected images, kernels and padding of fewer "
                 "than 2^60 elements"
             ) from error
-    return _settle(kernel, chosen, inner_bias, g, save)
+    return _settle(kernel, chosen, cuda, inner_bias, g, save)
 
 
 def traced_route(
-    kernel: str, training: bool, dtype, channels_last, shape_x, shape_v, shape_u, inner_bias: bool, *arguments
+    kernel: str,
+    training: bool,
+    cuda: bool,
+    dtype,
+    channels_last,
+    shape_x,
+    shape_v,
+    shape_u,
+    inner_bias: bool,
+    *arguments,
 ) -> Route:
     """The same while a graph is traced; there the shape functions of the operators check the shapes.
 
@@ -254,12 +300,17 @@ def traced_route(
     """
     size, g = _window(shape_v, shape_u, arguments)
     chosen, save = "fused", True
-    if dtype in DTYPES and all(has_static_value(n) for n in (*shape_v, *shape_u, *g)):
+    static = all(has_static_value(n) for n in (*shape_v, *shape_u, *g))
+    if cuda and static:
+        channels = shape_v[1] * g.groups  # those of x, of which the batch alone may be symbolic in what follows
+        channels_last = True if channels_last else False  # noqa: SIM210  (bool() leaves a symbol, a branch does not)
+        chosen, save = _choose_cuda((1, channels), shape_v, shape_u, channels_last, g)
+    elif not cuda and dtype in DTYPES and static:
         height, width = 32 + size[0] * g.dilation_h, 32 + size[1] * g.dilation_w
         sizes = 16, shape_v[1] * g.groups, shape_u[1], shape_u[0], height, width, *size
         channels_last = True if channels_last else False  # noqa: SIM210  (bool() leaves a symbol, a branch does not)
         chosen, save = _constant_choice(channels_last, dtype, training, *sizes, *g)
-    return _settle(kernel, chosen, inner_bias, g, save)
+    return _settle(kernel, chosen, cuda, inner_bias, g, save)
 
 
 @torch.compiler.assume_constant_result
@@ -277,7 +328,7 @@ def _window(shape_v: torch.Size, shape_u: torch.Size, arguments: tuple) -> tuple
     return size, geometry(size, *arguments)
 
 
-def _settle(kernel: str, chosen: str, inner_bias: bool, g: Geometry, save: bool) -> Route:
+def _settle(kernel: str, chosen: str, cuda: bool, inner_bias: bool, g: Geometry, save: bool) -> Route:
     # The rows of padding of a separable pair are zeros of the intermediate, which no inner bias is added to.
     border = inner_bias and g.separable and (g.pad_top or g.pad_bottom)
     if kernel == "merged" and border:
@@ -288,5 +339,5 @@ def _settle(kernel: str, chosen: str, inner_bias: bool, g: Geometry, save: bool)
     if kernel == "auto":
         kernel = "pair" if chosen == "merged" and border else chosen
     if kernel not in ("pair", "merged"):
-        return Route("fused", g, save, ())
+        return Route(kernel if kernel == "linear" and cuda else "fused", g, save, ())
     return Route(kernel, g, save, stages(g, kernel == "merged"))

@@ -14,7 +14,18 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_DTYPES = {
+    "cpu": ((torch.float32, torch.float64, torch.bfloat16), "torch.float32, torch.float64 or torch.bfloat16"),
+    "cuda": (
+        (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+        "torch.float32, torch.float64, torch.bfloat16 or torch.float16",
+    ),
+}
+
+
+def _p_dtype(t: Tensor) -> torch.dtype:
+    """The type of the intermediate."""
+    return t.dtype if t.device.type == "cuda" else _sum_dtype(t)
 
 
 def _sum_dtype(t: Tensor) -> torch.dtype:
@@ -27,14 +38,16 @@ def _expect(condition, operator: str, name: str, message: Callable[[], str]) -> 
     torch._check(condition, lambda: f"lath::{operator}: {name}: {message()}")
 
 
-def _check_dtypes(operator: str, first: str, reference: Tensor, **others: Tensor) -> None:
-    _expect(
-        reference.dtype in _DTYPES,
-        operator,
-        first,
-        lambda: f"got dtype {reference.dtype}, expected torch.float32, torch.float64 or torch.bfloat16",
-    )
+def check_dtypes(operator: str, first: str, reference: Tensor, **others: Tensor) -> None:
+    dtypes, text = _DTYPES.get(reference.device.type, _DTYPES["cpu"])
+    _expect(reference.dtype in dtypes, operator, first, lambda: f"got dtype {reference.dtype}, expected {text}")
     for name, t in others.items():
+        _expect(
+            t.device == reference.device,
+            operator,
+            name,
+            lambda t=t: f"got a tensor on {t.device}, expected {reference.device} like {first}",
+        )
         _expect(
             t.dtype == reference.dtype,
             operator,
@@ -47,11 +60,11 @@ def _check_matrix(operator: str, name: str, t: Tensor) -> None:
     _expect(t.dim() == 2, operator, name, lambda: f"got shape {tuple(t.shape)}, expected 2 dimensions")
 
 
-def _check_bias(operator: str, name: str, t: Tensor, extent, like: Tensor) -> None:
+def check_bias(operator: str, name: str, t: Tensor, extent, like: Tensor) -> None:
     """A vector of the extent, or any tensor without elements."""
     if t.numel() == 0:
         return
-    _check_dtypes(operator, "x", like, **{name: t})
+    check_dtypes(operator, "x", like, **{name: t})
     _expect(
         t.dim() == 1 and t.shape[0] == extent,
         operator,
@@ -84,19 +97,19 @@ def _check_factors(operator: str, weight_v: Tensor, weight_u: Tensor) -> None:
 
 
 def _check_lowrank(operator, x, weight_v, weight_u, bias, inner_bias) -> None:
-    _check_dtypes(operator, "x", x, weight_v=weight_v, weight_u=weight_u)
+    check_dtypes(operator, "x", x, weight_v=weight_v, weight_u=weight_u)
     _check_factors(operator, weight_v, weight_u)
     _check_last(operator, "x", x, weight_v.shape[1])
-    _check_bias(operator, "bias", bias, weight_u.shape[0], x)
-    _check_bias(operator, "inner_bias", inner_bias, weight_v.shape[0], x)
+    check_bias(operator, "bias", bias, weight_u.shape[0], x)
+    check_bias(operator, "inner_bias", inner_bias, weight_v.shape[0], x)
 
 
 @torch.library.register_fake("lath::linear")
 def _(x, weight, bias):
-    _check_dtypes("linear", "x", x, weight=weight)
+    check_dtypes("linear", "x", x, weight=weight)
     _check_matrix("linear", "weight", weight)
     _check_last("linear", "x", x, weight.shape[1])
-    _check_bias("linear", "bias", bias, weight.shape[0], x)
+    check_bias("linear", "bias", bias, weight.shape[0], x)
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
@@ -112,17 +125,17 @@ def _(x, weight_v, weight_u, bias, inner_bias, save=True, association=0):
     y = x.new_empty((*x.shape[:-1], weight_u.shape[0]))
     merged = association == 2  # then there is no intermediate to keep
     kept = (math.prod(x.shape[:-1]), weight_v.shape[0]) if save and not merged else (0,)
-    return y, x.new_empty(kept, dtype=_sum_dtype(x))
+    return y, x.new_empty(kept, dtype=_p_dtype(x))
 
 
 @torch.library.register_fake("lath::lowrank_linear_backward")
 def _(dy, x, weight_v, weight_u, inner_bias, p, mask=31, association=0):
     name = "lowrank_linear_backward"
-    _check_dtypes(name, "x", x, dy=dy, weight_v=weight_v, weight_u=weight_u)
+    check_dtypes(name, "x", x, dy=dy, weight_v=weight_v, weight_u=weight_u)
     _check_factors(name, weight_v, weight_u)
     _check_last(name, "x", x, weight_v.shape[1])
     _check_last(name, "dy", dy, weight_u.shape[0])
-    _check_bias(name, "inner_bias", inner_bias, weight_v.shape[0], x)
+    check_bias(name, "inner_bias", inner_bias, weight_v.shape[0], x)
     _expect(
         dy.shape[:-1] == x.shape[:-1],
         name,
@@ -188,11 +201,11 @@ def check_conv_shapes(operator, x, v, u, *geometry) -> tuple:
     return x[2] if separable else height, height, (x[3] + left + right - reach_w) // stride_w + 1
 
 
-def _check_conv(operator, x, weight_v, weight_u, inner_bias, geometry) -> tuple:
+def check_conv(operator, x, weight_v, weight_u, inner_bias, geometry) -> tuple:
     """The shapes of y and p."""
-    _check_dtypes(operator, "x", x, weight_v=weight_v, weight_u=weight_u)
+    check_dtypes(operator, "x", x, weight_v=weight_v, weight_u=weight_u)
     p_height, height, width = check_conv_shapes(operator, x.shape, weight_v.shape, weight_u.shape, *geometry)
-    _check_bias(operator, "inner_bias", inner_bias, weight_v.shape[0], x)
+    check_bias(operator, "inner_bias", inner_bias, weight_v.shape[0], x)
     batch, ranks, out = x.shape[0], weight_v.shape[0], weight_u.shape[0]
     return (batch, out, height, width), (batch, ranks, p_height, width)
 
@@ -204,25 +217,27 @@ def _images(x: Tensor, shape) -> Tensor:
 
 @torch.library.register_fake("lath::lowrank_conv2d")
 def _(x, weight_v, weight_u, bias, inner_bias, *geometry):
-    y, _ = _check_conv("lowrank_conv2d", x, weight_v, weight_u, inner_bias, geometry)
-    _check_bias("lowrank_conv2d", "bias", bias, weight_u.shape[0], x)
+    y, _ = check_conv("lowrank_conv2d", x, weight_v, weight_u, inner_bias, geometry)
+    check_bias("lowrank_conv2d", "bias", bias, weight_u.shape[0], x)
     return _images(x, y)
 
 
 @torch.library.register_fake("lath::lowrank_conv2d_forward")
 def _(x, weight_v, weight_u, bias, inner_bias, *numbers):
     geometry, save = numbers[:10], all(numbers[10:])
-    y, p = _check_conv("lowrank_conv2d_forward", x, weight_v, weight_u, inner_bias, geometry)
-    _check_bias("lowrank_conv2d_forward", "bias", bias, weight_u.shape[0], x)
-    return _images(x, y), x.new_empty(p if save else (0,), dtype=_sum_dtype(x))
+    y, p = check_conv("lowrank_conv2d_forward", x, weight_v, weight_u, inner_bias, geometry)
+    check_bias("lowrank_conv2d_forward", "bias", bias, weight_u.shape[0], x)
+    if save and x.is_cuda:
+        return _images(x, y), _images(x, p)
+    return _images(x, y), x.new_empty(p if save else (0,), dtype=_p_dtype(x))
 
 
 @torch.library.register_fake("lath::lowrank_conv2d_backward")
 def _(dy, x, weight_v, weight_u, inner_bias, p, *numbers):
     name = "lowrank_conv2d_backward"
     geometry, mask = numbers[:10], (*numbers[10:], 31)[0]
-    y, _ = _check_conv(name, x, weight_v, weight_u, inner_bias, geometry)
-    _check_dtypes(name, "x", x, dy=dy)
+    y, _ = check_conv(name, x, weight_v, weight_u, inner_bias, geometry)
+    check_dtypes(name, "x", x, dy=dy)
     _expect(
         dy.dim() == 4 and all(n == m for n, m in zip(dy.shape, y, strict=True)),
         name,
@@ -237,7 +252,7 @@ def _(dy, x, weight_v, weight_u, inner_bias, p, *numbers):
 
 @torch.library.register_fake("lath::frobenius_decay")
 def _(weight_v, weight_u):
-    _check_dtypes("frobenius_decay", "weight_v", weight_v, weight_u=weight_u)
+    check_dtypes("frobenius_decay", "weight_v", weight_v, weight_u=weight_u)
     _check_factors("frobenius_decay", weight_v, weight_u)
     rank, dtype = weight_v.shape[0], _sum_dtype(weight_v)
     gram_v, gram_u = (weight_v.new_empty((rank, rank), dtype=dtype) for _ in range(2))
@@ -247,7 +262,7 @@ def _(weight_v, weight_u):
 @torch.library.register_fake("lath::frobenius_decay_backward")
 def _(grad, weight_v, weight_u, gram_v, gram_u):
     name = "frobenius_decay_backward"
-    _check_dtypes(name, "weight_v", weight_v, weight_u=weight_u)
+    check_dtypes(name, "weight_v", weight_v, weight_u=weight_u)
     _check_factors(name, weight_v, weight_u)
     _expect(
         grad.dim() == 0, name, "grad", lambda: f"got shape {tuple(grad.shape)}, expected (), the gradient of a scalar"

@@ -20,6 +20,7 @@ from .nn.factored import Factored
 # What speaks for a kernel; for those that are not here, the multiply-adds that they save.
 _WHY = {
     "plain": "float64: plain loops",
+    "few": "few rows: each weight is read once",
     "linear": "1x1: one product over all pixels",
     "pair": "two library convolutions are faster here",
     "merged": "factors cost more here than the dense weight",
@@ -34,11 +35,12 @@ class Call:
     y_shape: tuple[int, ...]
     dtype: torch.dtype
     channels_last: bool
+    device: torch.device
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor) -> Call:
         """Of a call with x that returned y."""
-        return cls(tuple(x.shape), tuple(y.shape), x.dtype, x.dim() > 2 and x.stride(-3) == 1)
+        return cls(tuple(x.shape), tuple(y.shape), x.dtype, x.dim() > 2 and x.stride(-3) == 1, x.device)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def _rows(module: nn.Module, call: Call) -> int:
 
 def _plan_linear(module: nn.Module, call: Call) -> tuple[str, int]:
     """Kernel and multiply-adds of a call."""
-    plan = ops.lowrank_linear_plan(_rows(module, call), module.in_features, module.rank, module.out_features)
+    extents = _rows(module, call), module.in_features, module.rank, module.out_features
+    plan = ops.lowrank_linear_plan(*extents, device=call.device, dtype=call.dtype)
     return plan.kernel, plan.macs
 
 
@@ -120,13 +123,16 @@ def _plan_conv(module: LowRankConv2d, call: Call) -> tuple[str, int]:
     x, padding = module._pad(torch.empty(call.x_shape, device="meta"))
     batch, channels, height, width = shape = x.shape if x.dim() == 4 else (1, *x.shape)
     numbers = (module.stride, padding, module.dilation, module.groups, module.mode)
+    # Where the plan is not carried out: float64, and inner biases that no dense convolution can express.
+    weights = module.weight_v.shape, module.weight_u.shape, module.inner_bias is not None
+    cuda = call.device.type == "cuda"
+    route = _conv.route("auto", False, cuda, call.dtype, call.channels_last, shape, *weights, *numbers)
+    if cuda:
+        return route.kernel, _conv.cuda_macs(route.kernel, shape, *weights[:2], route.geometry)
     plan = ops.lowrank_conv2d_plan(
         batch, channels, module.rank, module.out_channels, height, width, module.kernel_size, *numbers,
         channels_last=call.channels_last, dtype=call.dtype,
     )  # fmt: skip
-    # Where the plan is not carried out: float64, and inner biases that no dense convolution can express.
-    weights = module.weight_v.shape, module.weight_u.shape, module.inner_bias is not None
-    route = _conv.route("auto", False, call.dtype, call.channels_last, shape, *weights, *numbers)
     return plan.kernel if route.kernel == "fused" else route.kernel, plan.macs
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import LIBRARY, ops
+from . import LIBRARY, _cuda, ops
 from ._version import __version__
 
 
@@ -35,15 +35,8 @@ class Info:
         return "\n".join(lines)
 
 
-def _cuda() -> str:
-    kernels = "off: this version has CPU kernels only"
-    if torch.cuda.is_available():
-        return f"{kernels} (torch sees {torch.cuda.get_device_name()})"
-    return f"{kernels} (torch {'sees no device' if torch.version.cuda else 'is built without CUDA'})"
-
-
 def info() -> Info:
-    """Versions, path of the operator library, instruction set and threads in use, and why CUDA is off."""
+    """Versions, path of the library, instruction set and threads in use, and which GPUs are served or why none is."""
     return Info(
         lath=__version__,
         torch=torch.__version__,
@@ -52,5 +45,5 @@ def info() -> Info:
         library=str(LIBRARY),
         isa=ops.cpu_isa(),
         threads=torch.get_num_threads(),
-        cuda=_cuda(),
+        cuda=_cuda.describe(_cuda.status),
     )

@@ -13,7 +13,8 @@ The operators work without this package as well, for inference::
 Used so, they have no gradient formula, no shape functions for ``torch.compile`` and no batching rules: those are Python
 and come with ``import lath``.
 
-Supported types: float32; bfloat16 (stored as such, accumulated in float32); float64 (plain loops, for checking).
+Supported types: float32; bfloat16 (stored as such, accumulated in float32); float64 (on the CPU in plain loops, for
+checking); on CUDA float16 too (as bfloat16). All tensors of a call are on one device.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from dataclasses import dataclass
 import torch
 import torch.autograd.forward_ad as _forward_ad
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from . import _autograd, _conv
+from . import _autograd, _conv, _cuda
 from ._load import ISA_NAMES
 from .factor import break_even_rank
 
@@ -43,7 +45,8 @@ __all__ = [
 ]
 
 ASSOCIATIONS = ("auto", "factored", "merged")  # enum lath_association
-KERNELS = ("plain", "rows", "tiles", "merged")  # enum lath_lowrank_kernel
+KERNELS = ("plain", "rows", "tiles", "merged", "products", "fused", "few")  # enum lath_lowrank_kernel
+DTYPE_CODE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # enum lath_dtype
 CONV_KERNELS = ("auto", "fused", "pair", "merged")
 
 _ASSOCIATION_CODE = {name: code for code, name in enumerate(ASSOCIATIONS)}
@@ -57,7 +60,7 @@ _lowrank_linear_plan = torch.ops.lath.lowrank_linear_plan.default
 # Inside torch.vmap a tensor hides whether the one it wraps requires a gradient, so there the answer is yes.
 _in_functorch = torch._C._are_functorch_transforms_active
 
-# Stands for an absent bias, of any dtype, in eager calls on the CPU.
+# Stands for an absent bias, of any dtype, in eager calls.
 _ABSENT = torch.empty(0, device="cpu")
 
 
@@ -67,7 +70,8 @@ class Plan:
 
     Attributes:
         association: "factored" or "merged".
-        kernel: "plain", "rows", "tiles" or "merged", the route through the engine.
+        kernel: the route: on the CPU "plain", "rows", "tiles" or "merged"; on CUDA "products", "fused", "few" or
+            "merged".
         macs: multiply-adds of the call.
         dense_macs: multiply-adds of the dense layer for the same call.
         save_intermediate: in training, keeping the intermediate costs less time than computing it again.
@@ -218,6 +222,7 @@ def lowrank_conv2d(
     taken = _conv_route(
         kernel,
         training,
+        x.is_cuda,
         x.dtype,
         x.dim() == 4 and x.layout is torch.strided and x.stride(1) == 1,
         x.shape,
@@ -230,6 +235,8 @@ def lowrank_conv2d(
         groups,
         mode,
     )
+    if taken.kernel == "linear":
+        return _pixelwise(x, weight_v, weight_u, bias, inner_bias)
     if taken.stages:
         return _conv.composite(x, weight_v, weight_u, bias, inner_bias, taken.stages, groups)
     g = taken.geometry
@@ -298,17 +305,26 @@ def lowrank_linear_plan(
     out_features: int,
     association: str = "auto",
     backward: bool = False,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Plan:
-    """What a call of these extents does: pure arithmetic on the shape, without touching a tensor.
+    """What a call of these extents does: arithmetic on the shape, without touching a tensor.
+
+    ``dtype`` matters on CUDA only, and so does which GPU it is.
 
     Raises:
-        RuntimeError: a negative extent, or a product of extents that overflows.
-        ValueError: an unknown association.
+        RuntimeError: a negative extent, a product of extents that overflows, or a CUDA device that is not served.
+        ValueError: an unknown association or dtype.
     """
     code = _ASSOCIATION_CODE.get(association)
     if code is None:
         raise ValueError(f"lath.lowrank_linear_plan: association is {association!r}, expected one of {ASSOCIATIONS}")
-    return _cached_plan(rows, in_features, rank, out_features, code, backward)
+    device = torch.device(device)
+    if device.type != "cuda":
+        return _cached_plan(rows, in_features, rank, out_features, code, backward)
+    if dtype not in DTYPE_CODE:
+        raise ValueError(f"lath.lowrank_linear_plan: dtype is {dtype}, expected one of {tuple(DTYPE_CODE)}")
+    return _cached_cuda_plan(rows, in_features, rank, out_features, code, backward, dtype, device.index or 0)
 
 
 def lowrank_conv2d_plan(
@@ -354,6 +370,19 @@ def _cached_plan(rows: int, in_features: int, rank: int, out_features: int, code
     return Plan(ASSOCIATIONS[taken], KERNELS[kernel], macs, dense_macs, bool(save))
 
 
+@functools.lru_cache(maxsize=4096)
+def _cached_cuda_plan(
+    rows: int, in_features: int, rank: int, out_features: int, code: int, backward: bool, dtype: torch.dtype, index: int
+) -> Plan:
+    if not _cuda.status.loaded:
+        raise RuntimeError(f"lath.lowrank_linear_plan: the CUDA side of lath is off: {_cuda.status.reason}")
+    extents = (rows, in_features, rank, out_features)
+    taken, kernel, *macs, save = torch.ops.lath.cuda_lowrank_linear_plan(
+        *extents, code, backward, DTYPE_CODE[dtype], index
+    )
+    return Plan(ASSOCIATIONS[taken], KERNELS[kernel], *macs, bool(save))
+
+
 _cached_conv_route = functools.lru_cache(maxsize=4096)(_conv.route)
 
 
@@ -364,23 +393,29 @@ def _conv_route(*arguments) -> _conv.Route:
     try:
         return _cached_conv_route(*arguments)
     except TypeError:  # a list among the numbers, or a symbolic size
-        symbolic = any(type(n) is not int for n in arguments[4])
+        symbolic = any(type(n) is not int for n in arguments[5])
         return (_conv.traced_route if symbolic else _conv.route)(*arguments)
 
 
 def _training_plan(x: Tensor, weight_v: Tensor, weight_u: Tensor, code: int) -> tuple[bool, int]:
     """Whether forward keeps the intermediate, and the association that forward and backward share.
 
-    Keeping the intermediate settles for "factored". While a graph is traced, where the number of rows may be symbolic,
-    the rank alone decides; above break-even nothing is kept and the planner chooses inside the operators.
+    Keeping the intermediate settles for "factored". While a graph is traced, where the number of rows may be symbolic
+    and the GPU elsewhere, the rank alone decides; above break-even nothing is kept and the planner chooses inside the
+    operators.
     """
     if x.dim() == 0 or weight_v.dim() != 2 or weight_u.dim() != 2 or weight_v.shape[0] == 0:
         return False, code  # the operator is about to say what is wrong
     (rank, in_features), out_features = weight_v.shape, weight_u.shape[0]
     extents = (math.prod(x.shape[:-1]), in_features, rank, out_features)
-    if torch.compiler.is_compiling() or any(type(n) is not int for n in extents):
+    if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or any(type(n) is not int for n in extents):
         return weight_u.requires_grad and rank <= break_even_rank(in_features, out_features), code
-    plan = _cached_plan(*extents, code, False)
+    if x.is_cuda:
+        if x.dtype not in DTYPE_CODE or not _cuda.status.loaded:
+            return False, code  # likewise
+        plan = _cached_cuda_plan(*extents, code, False, x.dtype, x.device.index)
+    else:
+        plan = _cached_plan(*extents, code, False)
     factored = plan.association == "factored"
     return factored and plan.save_intermediate and weight_u.requires_grad, _ASSOCIATION_CODE[plan.association]
 
@@ -392,7 +427,7 @@ def _in_traced_functorch() -> bool:
 
 def _absent(x: Tensor) -> Tensor:
     """A tensor without elements: the one at hand, or one of the kind of x for subclasses, devices and tracing modes."""
-    if type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling():
+    if type(x) is Tensor and (x.is_cpu or x.is_cuda) and not torch.compiler.is_compiling():
         return _ABSENT
     return x.new_empty(0)
 
@@ -419,6 +454,12 @@ def _autocast(operator: str, x: Tensor, *others: Tensor | None) -> tuple[Tensor 
         return t if keep else t.to(dtype)
 
     return tuple(cast(t) for t in (x, *others))
+
+
+def _pixelwise(x: Tensor, weight_v: Tensor, weight_u: Tensor, bias: Tensor | None, inner_bias: Tensor | None) -> Tensor:
+    """A 1x1 convolution of channels-last images: the linear layer over all pixels."""
+    y = lowrank_linear(x.movedim(1, -1), weight_v.flatten(1), weight_u.flatten(1), bias, inner_bias)
+    return y.movedim(-1, 1)
 
 
 def _composite_lowrank_linear(
