@@ -25,18 +25,22 @@ static __device__ inline void lath_round(double x, double *to) { *to = x; }
 static __device__ inline void lath_round(float x, __half *to) { *to = __float2half_rn(x); }
 static __device__ inline void lath_round(float x, __nv_bfloat16 *to) { *to = __float2bfloat16_rn(x); }
 
-/* 16 bytes of any type, for loads and stores at addresses that are multiples of 16. */
+/* Bytes of any type, for loads and stores at addresses that are multiples of their number. */
 #ifdef __CUDACC__
+typedef unsigned lath_4_bytes;
+typedef uint2 lath_8_bytes;
 typedef uint4 lath_16_bytes;
 #else
-typedef uint4 __attribute__((may_alias)) lath_16_bytes;
+typedef unsigned __attribute__((may_alias)) lath_4_bytes;
+typedef unsigned __attribute__((may_alias, vector_size(8))) lath_8_bytes;
+typedef unsigned __attribute__((may_alias, vector_size(16))) lath_16_bytes;
 #endif
 
 /* e[0 ..] = the 16 / sizeof(T) elements at `from`. */
 template <class T>
 static __device__ inline void lath_load_16(T *e, const T *from) {
   const lath_16_bytes bits = *reinterpret_cast<const lath_16_bytes *>(from);
-  memcpy(e, &bits, sizeof bits);
+  memcpy(static_cast<void *>(e), &bits, sizeof bits);
 }
 
 #endif

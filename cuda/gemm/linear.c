@@ -18,7 +18,7 @@ lath_status lath_cuda_linear(const struct lath_linear *a, struct lath_cuda *cuda
   size_t bytes;
   LATH_TRY(lath_cuda_linear_workspace(a, cuda, &bytes));
   cuda->error = 0;
-  const struct lath_cuda_product product = {.a_type = a->dtype,
+  const struct lath_cuda_gemm product = {.a_type = a->dtype,
                                             .b_type = a->dtype,
                                             .c_type = a->dtype,
                                             .m = a->rows,

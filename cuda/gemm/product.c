@@ -29,14 +29,14 @@ static struct matrix stored(int64_t rows, int64_t cols, int64_t stride, int tran
   return transposed ? (struct matrix){cols, rows, stride} : (struct matrix){rows, cols, stride};
 }
 
-static int fits_int(const struct lath_cuda_product *p, int64_t lda, int64_t ldb, int64_t ldc) {
+static int fits_int(const struct lath_cuda_gemm *p, int64_t lda, int64_t ldb, int64_t ldc) {
   const int64_t numbers[] = {p->m, p->n, p->k, lda, ldb, ldc};
   for (int i = 0; i < 6; i++)
     if (numbers[i] > INT_MAX) return 0;
   return 1;
 }
 
-static int suits_blas(const struct lath_cuda_product *p, const struct lath_cuda *cuda) {
+static int suits_blas(const struct lath_cuda_gemm *p, const struct lath_cuda *cuda) {
   if (!lath_cuda_has_blas(cuda) || p->k == 0 || p->a_type != p->b_type) return 0;
   if (p->c_type != p->a_type && !(p->c_type == LATH_F32 && lath_is_16_bit(p->a_type))) return 0;
   const struct matrix a = stored(p->m, p->k, p->s_a, p->a_transposed), b = stored(p->k, p->n, p->s_b, p->b_transposed);
@@ -60,7 +60,7 @@ static cudaDataType_t blas_type(lath_dtype dtype) {
 }
 
 /* cuBLAS is column-major: what we call c it calls c^T = op(b)^T op(a)^T, so the operands change places and nothing is moved. */
-static cublasStatus_t call_blas(const struct lath_cuda_product *p, void *handle, int accumulate) {
+static cublasStatus_t call_blas(const struct lath_cuda_gemm *p, void *handle, int accumulate) {
   const struct lath_blas *blas = lath_blas();
   const struct matrix a = stored(p->m, p->k, p->s_a, p->a_transposed), b = stored(p->k, p->n, p->s_b, p->b_transposed);
   const int64_t lda = leading(a.rows, a.cols, a.stride), ldb = leading(b.rows, b.cols, b.stride);
@@ -81,7 +81,7 @@ static cublasStatus_t call_blas(const struct lath_cuda_product *p, void *handle,
 
 /* The handle's own mode says whether floats may be cut to TF32. For 16-bit operands we ask that parts of a sum which several blocks
  * share be added in fp32 too, and give the handle back as it was. */
-static lath_status multiply_by_blas(const struct lath_cuda_product *p, struct lath_cuda *cuda, int accumulate) {
+static lath_status multiply_by_blas(const struct lath_cuda_gemm *p, struct lath_cuda *cuda, int accumulate) {
   const struct lath_blas *blas = lath_blas();
   cublasMath_t mode = CUBLAS_DEFAULT_MATH;
   const int switches = blas->set_math_mode && lath_is_16_bit(p->a_type);
@@ -95,7 +95,7 @@ static lath_status multiply_by_blas(const struct lath_cuda_product *p, struct la
   return status;
 }
 
-lath_status lath_cuda_product(const struct lath_cuda_product *p, struct lath_cuda *cuda) {
+lath_status lath_cuda_product(const struct lath_cuda_gemm *p, struct lath_cuda *cuda) {
   if (p->m == 0 || p->n == 0) return LATH_OK;
   if (!suits_blas(p, cuda)) return lath_device_check(cuda, lath_cuda_tiled(p, cuda->stream));
   if (!p->bias) return multiply_by_blas(p, cuda, p->accumulate);

@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-struct lath_cuda_product {
+struct lath_cuda_gemm {
   lath_dtype a_type, b_type, c_type;
   int64_t m, n, k;
   const void *a; /* (m, k), or (k, m) when a_transposed */
@@ -25,14 +25,14 @@ struct lath_cuda_product {
 };
 
 /* By cuBLAS where there is a handle and the operands suit it, else by lath_cuda_tiled. Empty sums give the bias or zeros. */
-lath_status lath_cuda_product(const struct lath_cuda_product *product, struct lath_cuda *cuda);
+lath_status lath_cuda_product(const struct lath_cuda_gemm *product, struct lath_cuda *cuda);
 
 /* Whether cuBLAS would be asked, if the strides suit it. */
 int lath_cuda_has_blas(const struct lath_cuda *cuda);
 
 /* tiled.cu: the same on a kernel of our own, as a cudaError_t. Types: all three equal; or a and b equal and 16-bit with c float; or
  * one of a and b float and the other two 16-bit. Every sum is one chain in the order of k. */
-int lath_cuda_tiled(const struct lath_cuda_product *product, void *stream);
+int lath_cuda_tiled(const struct lath_cuda_gemm *product, void *stream);
 
 #ifdef __cplusplus
 }

@@ -90,7 +90,7 @@ static __global__ void __launch_bounds__(THREADS, 2) tiled(struct tiled_args g) 
 }
 
 template <class A, class B, class C>
-static void launch(const struct lath_cuda_product *p, void *stream) {
+static void launch(const struct lath_cuda_gemm *p, void *stream) {
   const struct tiled_args g = {{p->a, p->a_transposed ? 1 : p->s_a, p->a_transposed ? p->s_a : 1, p->m},
                                {p->b, p->b_transposed ? p->s_b : 1, p->b_transposed ? 1 : p->s_b, p->n},
                                p->k,
@@ -103,14 +103,14 @@ static void launch(const struct lath_cuda_product *p, void *stream) {
 }
 
 template <class T>
-static void launch_16_bit(const struct lath_cuda_product *p, void *stream) {
+static void launch_16_bit(const struct lath_cuda_gemm *p, void *stream) {
   if (p->a_type == LATH_F32) return launch<float, T, T>(p, stream);
   if (p->b_type == LATH_F32) return launch<T, float, T>(p, stream);
   if (p->c_type == LATH_F32) return launch<T, T, float>(p, stream);
   launch<T, T, T>(p, stream);
 }
 
-extern "C" int lath_cuda_tiled(const struct lath_cuda_product *p, void *stream) {
+extern "C" int lath_cuda_tiled(const struct lath_cuda_gemm *p, void *stream) {
   const lath_dtype type = p->a_type == LATH_F32 ? p->b_type : p->a_type;
   if (p->m == 0 || p->n == 0) return cudaSuccess;
   if (type == LATH_F32) launch<float, float, float>(p, stream);
