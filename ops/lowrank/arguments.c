@@ -7,12 +7,16 @@ static lath_status check_vector(const void *data, int64_t n, int required) {
   return required && n > 0 && !data ? LATH_INVALID_ARGUMENT : LATH_OK;
 }
 
-static lath_status check_common(const struct lath_lowrank_linear *a) {
-  if (a->association < LATH_AUTO || a->association > LATH_MERGED) return LATH_INVALID_ARGUMENT;
+lath_status lath_lowrank_check_extents(const struct lath_lowrank_linear *a) {
   LATH_TRY(lath_check_extents((const int64_t[]){a->rows, a->in, a->rank}, 3));
   LATH_TRY(lath_check_extents((const int64_t[]){a->rows, a->rank, a->out}, 3));
   LATH_TRY(lath_check_extents((const int64_t[]){a->rows, a->in, a->out}, 3));
-  LATH_TRY(lath_check_extents((const int64_t[]){a->in, a->rank, a->out}, 3));
+  return lath_check_extents((const int64_t[]){a->in, a->rank, a->out}, 3);
+}
+
+static lath_status check_common(const struct lath_lowrank_linear *a) {
+  if (a->association < LATH_AUTO || a->association > LATH_MERGED) return LATH_INVALID_ARGUMENT;
+  LATH_TRY(lath_lowrank_check_extents(a));
   LATH_TRY(lath_check_input(a->x, a->rows, a->in, a->s_x));
   LATH_TRY(lath_check_input(a->v, a->rank, a->in, a->s_v));
   return lath_check_input(a->u, a->out, a->rank, a->s_u);

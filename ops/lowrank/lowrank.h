@@ -11,6 +11,7 @@ lath_status lath_lowrank_check_backward(const struct lath_lowrank_linear *args);
 lath_status lath_frobenius_check(const struct lath_frobenius *args, int backward);
 
 /* The same for any element type and without the host's scalars. */
+lath_status lath_lowrank_check_extents(const struct lath_lowrank_linear *args);
 lath_status lath_lowrank_check_operands(const struct lath_lowrank_linear *args, int backward);
 lath_status lath_frobenius_check_operands(const struct lath_frobenius *args);
 

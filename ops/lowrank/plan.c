@@ -30,10 +30,7 @@ static lath_lowrank_kernel route(const struct lath_lowrank_linear *a, lath_assoc
 lath_status lath_lowrank_linear_plan(const struct lath_lowrank_linear *a, int backward, struct lath_lowrank_plan *plan) {
   if (!a || !plan || a->association < LATH_AUTO || a->association > LATH_MERGED) return LATH_INVALID_ARGUMENT;
   LATH_TRY(lath_check_dtype(a->dtype));
-  LATH_TRY(lath_check_extents((const int64_t[]){a->rows, a->rank, a->in}, 3));
-  LATH_TRY(lath_check_extents((const int64_t[]){a->rows, a->rank, a->out}, 3));
-  LATH_TRY(lath_check_extents((const int64_t[]){a->rows, a->in, a->out}, 3));
-  LATH_TRY(lath_check_extents((const int64_t[]){a->rank, a->in, a->out}, 3));
+  LATH_TRY(lath_lowrank_check_extents(a));
   const lath_association association = a->dtype == LATH_F64 ? LATH_FACTORED : associate(a, backward);
   const int merged = association == LATH_MERGED;
   *plan = (struct lath_lowrank_plan){
