@@ -4,15 +4,12 @@
 //
 //   g++ -std=c++20 -fsyntax-only -DTORCH_TARGET_VERSION=0x020a000000000000 -I<torch>/include -Ibindings/torch tests/abi/guard.cc
 //
+// With -DUSE_CUDA the functions of libtorch_cuda.so are compared too; without, torch declares none of them.
+//
 // TORCH_TARGET_VERSION hides every function that is younger than the oldest supported torch, so the use of one is an error too.
-// USE_CUDA stays undefined: the CPU object may not call what lives in libtorch_cuda.so.
 #include <torch/csrc/stable/c/shim.h>
 
 #include <type_traits>
-
-#ifdef USE_CUDA
-#error "the guard of the CPU object is compiled without USE_CUDA"
-#endif
 
 // Our types, beside torch's own: a typedef of another type is an error.
 #define SHIM_LIST_ONLY
@@ -24,10 +21,16 @@ static_assert(TORCH_FEATURE_VERSION == SHIM_TARGET_VERSION, "compile with TORCH_
 #define GUARD_TYPE(type, name, parameters) \
   static_assert(std::is_same_v<decltype(&::name), type(*) parameters>, "shim.h and torch disagree on " #name);
 SHIM_FUNCTIONS(GUARD_TYPE)
+#ifdef USE_CUDA
+SHIM_CUDA_FUNCTIONS(GUARD_TYPE)
+#endif
 
 // The test of this test: a prototype that is wrong must not pass.
 #ifdef GUARD_BREAK_TYPE
 GUARD_TYPE(AOTITorchError, aoti_torch_get_dim, (AtenTensorHandle tensor, int32_t *dim))
+#endif
+#ifdef GUARD_BREAK_CUDA_TYPE
+GUARD_TYPE(AOTITorchError, aoti_torch_get_current_cuda_stream, (int32_t device_index, int64_t *stream))
 #endif
 #ifdef GUARD_BREAK_NAME
 GUARD_TYPE(AOTITorchError, aoti_torch_no_such_function, (void))

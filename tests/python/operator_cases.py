@@ -67,6 +67,9 @@ def conv_backward_arguments(dtype: torch.dtype) -> list:
     return [random(*y.shape, dtype=dtype, seed=1), x, v, u, inner_bias, p, *GEOMETRY, 31]
 
 
+# What the object for CUDA defines, where it is loaded; test_cuda.py has the cases.
+CUDA_OPERATORS = {"cuda_lowrank_linear_plan"}
+
 # Name of the operator -> its arguments for a dtype.
 CASES: dict[str, Callable[[torch.dtype], list]] = {
     "linear": lambda d: [factors(d)[0], random(OUT, IN, dtype=d), random(OUT, dtype=d)],

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lath import _cuda
 from lath._load import library_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,22 +46,51 @@ def output_of(*command: object) -> str:
     return subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True).stdout
 
 
+# The object for CUDA asks for what the runtime of CUDA, which is linked into it, needs of the C library: names with a
+# version of that library. Besides, for these.
+CUDA_LIBC = {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_start__"}
+
+
+@pytest.fixture(scope="module")
+def cuda_library() -> Path:
+    """The object for CUDA, whether or not this torch can load it."""
+    path = _cuda.library_path(library_path())
+    if path is None or not path.is_file():
+        pytest.skip(f"there is no {_cuda.LIBRARY_NAME}: built without nvcc")
+    return path
+
+
+@pytest.fixture(scope="module")
+def cuda_torch(cuda_library) -> Path:
+    if torch.version.cuda is None:
+        pytest.skip("torch is built without CUDA")
+    return cuda_library
+
+
 def shim_names(macro: str = "SHIM_FUNCTIONS_[A-Z]+") -> set[str]:
-    """The functions in the list of shim.h: lines of the form X(type, name, (parameters))."""
+    """The functions in a list of shim.h: lines of the form X(type, name, (parameters))."""
     names = set()
     for body in re.findall(rf"#define {macro}\(X\)((?:.*\\\n)*.*\n)", SHIM.read_text()):
         names |= set(re.findall(r"\bX\([^,]+?,\s*(\w+),", body))
     return names
 
 
-def dynamic_symbols(kind: str) -> set[str]:
-    lines = output_of(tool("nm"), "--dynamic", f"--{kind}-only", library_path()).splitlines()
-    return {line.split()[-1].split("@")[0] for line in lines}
+def versioned_symbols(kind: str, library: Path) -> list[str]:
+    lines = output_of(tool("nm"), "--dynamic", f"--{kind}-only", library).splitlines()
+    return [line.split()[-1] for line in lines]
 
 
-def dynamic_section(tag: str) -> list[str]:
-    text = output_of(tool("readelf"), "--dynamic", "--wide", library_path())
+def dynamic_symbols(kind: str, library: Path | None = None) -> set[str]:
+    return {name.split("@")[0] for name in versioned_symbols(kind, library or library_path())}
+
+
+def dynamic_section(tag: str, library: Path | None = None) -> list[str]:
+    text = output_of(tool("readelf"), "--dynamic", "--wide", library or library_path())
     return re.findall(rf"\({tag}\).*\[(.*)\]", text)
+
+
+def documented_names(*header: str) -> set[str]:
+    return set(re.findall(r"LATH_API [^;]*?\b(lath_\w+)\s*[(;]", ROOT.joinpath(*header).read_text()))
 
 
 # ---- what the object asks of its surroundings ----------------------------------------------------------------------
@@ -82,17 +112,27 @@ def test_imports_only_listed_names():
     assert {"aoti_torch_check", "torch_library_impl"} <= listed, "the list was not understood"
     imported = dynamic_symbols("undefined")
     assert imported - listed - LIBC == set()
-    assert listed - imported == set(), "listed, but not used"
+    # These two are for the object for CUDA, but every libtorch_cpu.so has them.
+    unused = listed - imported - {"aoti_torch_device_type_cuda", "aoti_torch_get_device_index"}
+    assert unused == set(), "listed, but not used"
 
 
 def test_listed_names_exist_in_torch():
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    exported = {line.split()[-1] for line in output_of(tool("nm"), "--dynamic", "--defined-only", library).splitlines()}
-    assert shim_names() - exported == set()
+    assert shim_names() - dynamic_symbols("defined", library) == set()
+
+
+def test_listed_names_exist_in_the_cuda_library_of_torch():
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"
+    if not library.is_file():
+        pytest.skip("torch is built without CUDA")
+    listed = shim_names("SHIM_CUDA_FUNCTIONS_[A-Z]+")
+    assert len(listed) > 3, "the list was not understood"
+    assert listed - dynamic_symbols("defined", library) == set()
 
 
 def test_exports_only_the_documented_interface():
-    documented = set(re.findall(r"LATH_API [^;]*?\b(lath_\w+)\s*[(;]", (ROOT / "ops" / "lath.h").read_text()))
+    documented = documented_names("ops", "lath.h")
     assert {"lath_linear", "lath_serial_host"} <= documented, "lath.h was not understood"
     assert dynamic_symbols("defined") == documented
 
@@ -102,8 +142,78 @@ def test_no_executable_stack_and_no_text_relocations():
     assert dynamic_section("TEXTREL") == []
 
 
+# ---- the object for CUDA -------------------------------------------------------------------------------------------
+
+
+def test_cuda_object_needs_torch_and_the_c_library(cuda_library):
+    """No library of CUDA: one file serves the builds of torch for every CUDA version."""
+    needed = dynamic_section("NEEDED", cuda_library)
+    assert {"libtorch_cpu.so", "libtorch_cuda.so"} <= set(needed)
+    c_library = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "ld-linux-x86-64.so.2"}
+    assert set(needed) - c_library == {"libtorch_cpu.so", "libtorch_cuda.so"}
+    assert [dynamic_section(tag, cuda_library) for tag in ("RPATH", "RUNPATH", "TEXTREL")] == [[], [], []]
+
+
+def test_cuda_object_imports_only_listed_names(cuda_library):
+    listed = shim_names("SHIM(?:_CUDA)?_FUNCTIONS_[A-Z]+")
+    imported = versioned_symbols("undefined", cuda_library)
+    others = {name for name in imported if "@GLIBC_" not in name} - CUDA_LIBC
+    assert others - listed == set()
+    assert shim_names("SHIM_CUDA_FUNCTIONS_[A-Z]+") - others == set(), "listed, but not used"
+
+
+def test_cuda_object_exports_only_the_documented_interface(cuda_library):
+    documented = documented_names("cuda", "lath_cuda.h") | documented_names("bindings", "torch", "targets_cuda.h")
+    assert {"lath_cuda_linear", "lath_cuda_targets"} <= documented, "the headers were not understood"
+    assert dynamic_symbols("defined", cuda_library) == documented
+
+
+def test_cuda_object_loads_without_a_device(cuda_torch):
+    """And so it does without the Python package, twice, and in a child that does not inherit the context of CUDA."""
+    assert_loads(
+        """
+assert not torch.cuda.is_initialized()
+[torch.ops.load_library(path) for path in (sys.argv[1], sys.argv[2], sys.argv[2])]
+works()
+names = ["linear", "lowrank_linear", "lowrank_linear_forward", "lowrank_linear_backward"]
+names += ["frobenius_decay", "frobenius_decay_backward"]
+assert all(torch._C._dispatch_has_kernel_for_dispatch_key("lath::" + name, "CUDA") for name in names)
+assert not torch.cuda.is_initialized()
+child = os.fork()
+if child == 0:
+    works()
+    os._exit(42)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+""",
+        cuda_torch,
+    )
+
+
+def test_second_copy_of_the_cuda_object_is_told_and_changes_nothing(cuda_torch, tmp_path):
+    code = """
+[torch.ops.load_library(path) for path in sys.argv[1:3]]
+shutil.copy(sys.argv[2], sys.argv[3])
+torch.ops.load_library(sys.argv[3])
+works()
+"""
+    lines = assert_loads(code, cuda_torch, tmp_path / "liblath_cuda.so").splitlines()
+    lines = [line for line in lines if line.startswith("lath: ")]
+    assert len(lines) == 1
+    assert "another copy of lath is loaded already and stays in use" in lines[0]
+
+
+def test_cuda_object_without_a_cuda_torch_names_the_missing_library(cuda_library, tmp_path):
+    """In a process that has no libtorch_cuda.so, here one with a stand-in for libtorch_cpu.so."""
+    fake = tmp_path / "libtorch_cpu.so"
+    output_of(tool("cc"), "-shared", "-fPIC", "-Wl,-soname,libtorch_cpu.so", "-o", fake, STUB)
+    code = "ctypes.CDLL(sys.argv[2]); ctypes.CDLL(sys.argv[3])"
+    done = run_python(code, fake, cuda_library, prelude="import ctypes, sys\n")
+    assert done.returncode == 1
+    assert "OSError: libtorch_cuda.so" in done.stderr
+
+
 def test_build_uses_no_header_of_torch():
-    sources = sorted(p for folder in ("ops", "bindings/torch") for p in (ROOT / folder).rglob("*.[chi]*"))
+    sources = sorted(p for folder in ("ops", "cuda", "bindings/torch") for p in (ROOT / folder).rglob("*.[chi]*"))
     assert SHIM in sources
     included = {name for p in sources for name in re.findall(r"#\s*include\s*[<\"]([^>\"]+)", p.read_text())}
     assert "stdint.h" in included
@@ -120,20 +230,22 @@ def compile_guard(*flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_prototypes_match_the_headers_of_torch():
-    done = compile_guard("-Wall", "-Werror")
+@pytest.mark.parametrize("flags", [[], ["-DUSE_CUDA"]], ids=["cpu", "cuda"])
+def test_prototypes_match_the_headers_of_torch(flags):
+    done = compile_guard("-Wall", "-Werror", *flags)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"),
+    ("flags", "message"),
     [
-        ("-DGUARD_BREAK_TYPE", "shim.h and torch disagree on aoti_torch_get_dim"),
-        ("-DGUARD_BREAK_NAME", "aoti_torch_no_such_function"),
+        (["-DGUARD_BREAK_TYPE"], "shim.h and torch disagree on aoti_torch_get_dim"),
+        (["-DGUARD_BREAK_NAME"], "aoti_torch_no_such_function"),
+        (["-DUSE_CUDA", "-DGUARD_BREAK_CUDA_TYPE"], "shim.h and torch disagree on aoti_torch_get_current_cuda_stream"),
     ],
 )
-def test_guard_notices_a_wrong_prototype(flag, message):
-    done = compile_guard(flag)
+def test_guard_notices_a_wrong_prototype(flags, message):
+    done = compile_guard(*flags)
     assert done.returncode != 0
     assert message in done.stderr
 

@@ -237,7 +237,7 @@ def route(dtype=torch.float32, inner_bias=False, rank=2, kernel="auto", mode="se
     if mode == "pointwise":
         v, u = (rank, 4, 3, 3), (4, rank, 1, 1)
     shapes = (torch.Size(s) for s in ((2, 4, 8, 8), v, u))
-    return lath.ops._conv_route(kernel, grad, dtype, False, *shapes, inner_bias, 1, 1, 1, 1, mode)
+    return lath.ops._conv_route(kernel, grad, False, dtype, False, *shapes, inner_bias, 1, 1, 1, 1, mode)
 
 
 @pytest.mark.parametrize(

