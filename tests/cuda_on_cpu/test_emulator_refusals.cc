@@ -4,10 +4,13 @@
 
 #include "device/ptx.h"
 #include "device_memory.h"
+#include "leg.h"
 
 namespace {
 
 using cuda_test::Device;
+using cuda_test::kLeg;
+using cuda_test::Leg;
 
 constexpr unsigned kAll = 0xffffffffu;
 
@@ -170,7 +173,36 @@ static __global__ void fill_stack(int bytes, int *out) {
 TEST_F(CudaRefusals, MoreStackThanAThreadHas) {
   const Device<int> out(32);
   LATH_LAUNCH(fill_stack, 1, 32, 0, nullptr, 4096, out.data());
-  EXPECT_DEATH(LATH_LAUNCH(fill_stack, 1, 32, 0, nullptr, 66000, out.data()), "");
+  const char *message = kLeg == Leg::kPlain ? "the thread needs more stack than it has" : "stack-overflow|SEGV";
+  EXPECT_DEATH(LATH_LAUNCH(fill_stack, 1, 32, 0, nullptr, 66000, out.data()), message);
+}
+
+// ---- device memory ----------------------------------------------------------------------------------------------------------
+
+static __global__ void write_at(float *data, int at) {
+  if (threadIdx.x == 0) data[at] = 1;
+}
+
+// The sanitizers have means of their own against the second and third, and none against the first.
+TEST_F(CudaRefusals, DeviceMemoryInTheHandsOfTheHost) {
+  if (kLeg != Leg::kPlain) GTEST_SKIP() << "the heap of the sanitizer is used";
+  const Device<float> data(std::vector<float>(5, 1.0f));
+  EXPECT_DEATH(data.data()[2] = 3, "the host touches byte 8 of 20 bytes");
+  EXPECT_DEATH(LATH_LAUNCH(write_at, 1, 32, 0, nullptr, data.data(), 8), "access 12 bytes past the end of 20 bytes");
+  EXPECT_DEATH(
+      {
+        LATH_LAUNCH(write_at, 1, 32, 0, nullptr, data.data(), -3);
+        cudaFree(data.data());
+      },
+      "cudaFree:0: somebody wrote -12 bytes from the beginning of 20 bytes");
+  EXPECT_EQ(data.Read(), std::vector<float>(5, 1.0f));
+}
+
+TEST_F(CudaRefusals, WhatWasNotAllocatedIsNotFreed) {
+  if (kLeg != Leg::kPlain) GTEST_SKIP() << "the heap of the sanitizer is used";
+  int host = 0;
+  EXPECT_EQ(cudaFree(&host), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidValue);
 }
 
 }  // namespace

@@ -20,6 +20,10 @@ struct cublasContext {
   cublasPointerMode_t pointers;
 };
 
+// Of the emulator, which closes device memory to the host; null where it is not in the program.
+extern "C" __attribute__((weak)) void emulator_open_memory(void);
+extern "C" __attribute__((weak)) void emulator_close_memory(void);
+
 namespace {
 
 struct Matrix {
@@ -100,9 +104,7 @@ double Scalar(const void *scalar, bool f64) {
 }
 
 // Column-major, as cuBLAS is: c (m, n) = alpha op(a) op(b) + beta c. Where beta is 0, c is not read.
-[[maybe_unused]] cublasStatus_t Multiply(const cublasContext *handle, const Product &p) {
-  const cublasStatus_t status = Check(handle, p);
-  if (status != CUBLAS_STATUS_SUCCESS) return status;
+void Compute(const cublasContext *handle, const Product &p) {
   const bool f64 = p.compute == CUBLAS_COMPUTE_64F, tf32 = p.a.type == CUDA_R_32F && (handle->math & CUBLAS_TF32_TENSOR_OP_MATH);
   const double alpha = Scalar(p.alpha, f64), beta = Scalar(p.beta, f64);
   const std::vector<double> a = Operand(p.a, p.op_a, p.m, p.k, tf32);
@@ -114,7 +116,15 @@ double Scalar(const void *scalar, bool f64) {
       for (int64_t k = 0; k < p.k; k++) sum += row[k] * column[k];
       Store(p.c, i, j, alpha * sum + (beta != 0 ? beta * Load(p.c, i, j) : 0));
     }
-  return CUBLAS_STATUS_SUCCESS;
+}
+
+[[maybe_unused]] cublasStatus_t Multiply(const cublasContext *handle, const Product &p) {
+  const cublasStatus_t status = Check(handle, p);
+  if (status != CUBLAS_STATUS_SUCCESS) return status;
+  if (emulator_open_memory) emulator_open_memory();
+  Compute(handle, p);
+  if (emulator_close_memory) emulator_close_memory();
+  return status;
 }
 
 }  // namespace

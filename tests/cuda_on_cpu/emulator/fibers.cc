@@ -90,6 +90,12 @@ void emulator_end_fibers(void) {
   }
 }
 
+bool emulator_is_stack_guard(const void *address) {
+  for (unsigned i = 0; i < EMULATOR_MAX_THREADS; i++)
+    if (fibers[i].stack && address >= fibers[i].stack - GUARD && address < fibers[i].stack) return true;
+  return false;
+}
+
 void emulator_enter_fiber(unsigned thread) {
   struct fiber *fiber = &fibers[thread];
   emulator_grid.current = thread;

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "allocations.h"
 #include "runtime.h"
 #include "sanitizers.h"
 #include "state.h"
@@ -66,7 +67,7 @@ static void run_blocks(void) {
 
 void emulator_run_grid(const char *name, const void *kernel, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                        const void *body, void (*call)(const void *body)) {
-  (void)stream; /* work is done when it is enqueued, which is one of the orders that streams allow */
+  (void)stream;
   check(name, kernel, grid, block, shared_bytes);
   if (!emulator_launch_allowed()) return;
   launches++;
@@ -79,7 +80,10 @@ void emulator_run_grid(const char *name, const void *kernel, dim3 grid, dim3 blo
   emulator_grid.current = 0;
   blockDim = block;
   gridDim = grid;
+  emulator_watch_faults();
+  emulator_open_memory();
   run_blocks();
+  emulator_close_memory();
   emulator_acquire(&emulator_grid.end_tag); /* what comes after the launch sees what it wrote */
   free(emulator_grid.dynamic);
   emulator_grid.dynamic = nullptr;

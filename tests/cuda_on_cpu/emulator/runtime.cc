@@ -2,7 +2,7 @@
  *
  * runtime.cc - the calls of the CUDA runtime that host code makes: memory, streams, the device, attributes of kernels, errors.
  *
- * Device memory is host memory, filled with NaN when it is allocated; streams do not wait. The prototypes are the toolkit's.
+ * Streams do not wait: work is done when it is enqueued, which is one of the orders that CUDA allows. The prototypes are the toolkit's.
  */
 #include "runtime.h"
 
@@ -10,11 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "allocations.h"
 #include "state.h"
 
 struct emulator_device emulator_device = {132, 9, 0, 227 * 1024};
 
-enum { DEVICES = 2, ALIGNMENT = 256, KERNELS = 256, SHARED_MULTIPROCESSOR_EXTRA = 1024 };
+enum { DEVICES = 2, KERNELS = 256, SHARED_MULTIPROCESSOR_EXTRA = 1024 };
 
 static struct {
   int device;
@@ -62,23 +63,25 @@ extern "C" {
 cudaError_t cudaMalloc(void **pointer, size_t bytes) {
   *pointer = nullptr;
   if (bytes == 0) return cudaSuccess;
-  if (posix_memalign(pointer, ALIGNMENT, bytes)) return note(cudaErrorMemoryAllocation);
-  memset(*pointer, 0xff, bytes);
-  return cudaSuccess;
+  *pointer = emulator_allocate(bytes);
+  return *pointer ? cudaSuccess : note(cudaErrorMemoryAllocation);
 }
 cudaError_t cudaFree(void *pointer) {
-  free(pointer);
-  return cudaSuccess;
+  return emulator_free(pointer) ? cudaSuccess : note(cudaErrorInvalidValue);
 }
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind) {
+  emulator_open_memory();
   if (bytes) memcpy(to, from, bytes);
+  emulator_close_memory();
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
   return cudaMemcpy(to, from, bytes, kind);
 }
 cudaError_t cudaMemset(void *to, int value, size_t bytes) {
+  emulator_open_memory();
   if (bytes) memset(to, value, bytes);
+  emulator_close_memory();
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t) { return cudaMemset(to, value, bytes); }

@@ -57,6 +57,7 @@ void emulator_start_fibers(void);          /* for a new block; each begins at th
 void emulator_enter_fiber(unsigned thread); /* runs it until it waits or returns */
 void emulator_leave_fiber(void);           /* called on a fiber: back to the scheduler, until it is entered again */
 void emulator_end_fibers(void);
+bool emulator_is_stack_guard(const void *address);
 
 /* scheduler.cc */
 void emulator_run_block(void);
