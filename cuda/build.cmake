@@ -93,8 +93,9 @@ target_compile_definitions(lath_cuda PRIVATE "LATH_CUDA_TARGETS=\"${cuda_targets
 find_library(LATH_CUDART cudart_static HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} REQUIRED)
 mark_as_advanced(LATH_CUDART)
 target_link_libraries(lath_cuda PRIVATE
-  lath_options lath_binding lath_cuda_kernels lath_core torch_stub torch_cuda_stub ${LATH_CUDART} ${CMAKE_DL_LIBS} pthread rt)
-# The kernels hold no C++ beyond templates, so no C++ runtime is linked.
+  lath_options lath_binding lath_cuda_kernels lath_core torch_stub torch_cuda_stub ${LATH_CUDART} ${CMAKE_DL_LIBS} pthread rt stdc++)
+# The kernels hold no C++ beyond templates. Of the C++ runtime, which torch brings along, nvcc's own code around them wants two
+# functions that have always been there.
 set_target_properties(lath_cuda PROPERTIES LINKER_LANGUAGE C CUDA_RUNTIME_LIBRARY None)
 # What it takes from lath_core and from the runtime of CUDA stays inside; liblath_cpu.so has its own.
 target_link_options(lath_cuda PRIVATE -Wl,--exclude-libs,ALL)

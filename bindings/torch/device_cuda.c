@@ -6,6 +6,7 @@
  */
 #include "codes.h"
 #include "device.h"
+#include "device_plan.h"
 #include "lath_cuda.h"
 #include "targets_cuda.h"
 
@@ -90,7 +91,7 @@ static bool fail_device(struct call *call, const struct lath_cuda *cuda) {
 }
 
 static bool check(struct call *call, const struct lent *lent, lath_status status) {
-  return status == LATH_DEVICE_FAILED ? fail_device(call, &lent->cuda) : call_check(call, status);
+  return status == LATH_DEVICE_FAILED && lent->cuda.error ? fail_device(call, &lent->cuda) : call_check(call, status);
 }
 
 static bool leave(const struct lent *lent, bool ok) {
@@ -134,4 +135,11 @@ bool device_frobenius_backward(struct call *call, struct lath_frobenius *args, c
   struct lent lent;
   return enter(call, &lent) && leave(&lent, WITH_WORKSPACE(call, &lent, lath_cuda_frobenius_workspace, args,
                                                            lath_cuda_frobenius_backward, args, scale));
+}
+
+bool device_lowrank_linear_plan(struct call *call, const struct lath_lowrank_linear *args, bool backward,
+                                struct lath_lowrank_plan *plan) {
+  struct lent lent;
+  return enter(call, &lent) &&
+         leave(&lent, check(call, &lent, lath_cuda_lowrank_linear_plan(args, &lent.cuda, backward, plan)));
 }

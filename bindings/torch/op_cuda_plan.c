@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * op_cuda_plan.c - lath::cuda_lowrank_linear_plan, what the GPU's planner would do; touches no tensor. */
-#include "call.h"
+#include "device_plan.h"
 #include "kernels.h"
-#include "lath_cuda.h"
 
 /* Stands for operands that are there and aligned: the planner looks at addresses, never behind them. */
 static char operand[64] __attribute__((aligned(64)));
@@ -24,7 +23,6 @@ static void set_operands(struct lath_lowrank_linear *a, bool backward) {
 static bool cuda_lowrank_linear_plan(struct call *call) {
   enum { ROWS, IN, RANK, OUT, ASSOCIATION, BACKWARD, DTYPE, DEVICE };
   struct lath_lowrank_linear a = {0};
-  struct lath_cuda cuda = {0};
   struct lath_lowrank_plan plan;
   int64_t association, dtype, device;
   if (!call_int_between(call, ROWS, "rows", 0, INT64_MAX, &a.rows)) return false;
@@ -37,9 +35,9 @@ static bool cuda_lowrank_linear_plan(struct call *call) {
   const bool backward = call_bool(call, BACKWARD);
   a.association = (lath_association)association;
   a.dtype = (lath_dtype)dtype;
-  cuda.device = (int)device;
+  call->device_index = (int32_t)device;
   set_operands(&a, backward);
-  if (!call_check(call, lath_cuda_lowrank_linear_plan(&a, &cuda, backward, &plan))) return false;
+  if (!device_lowrank_linear_plan(call, &a, backward, &plan)) return false;
   call_output_int(call, plan.association);
   call_output_int(call, plan.kernel);
   call_output_int(call, plan.macs);

@@ -48,7 +48,13 @@ def output_of(*command: object) -> str:
 
 # The object for CUDA asks for what the runtime of CUDA, which is linked into it, needs of the C library: names with a
 # version of that library. Besides, for these.
-CUDA_LIBC = {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_start__"}
+CUDA_LIBC = {
+    "__cxa_guard_acquire@CXXABI_1.3",
+    "__cxa_guard_release@CXXABI_1.3",
+    "_ITM_deregisterTMCloneTable",
+    "_ITM_registerTMCloneTable",
+    "__gmon_start__",
+}
 
 
 @pytest.fixture(scope="module")
@@ -146,10 +152,14 @@ def test_no_executable_stack_and_no_text_relocations():
 
 
 def test_cuda_object_needs_torch_and_the_c_library(cuda_library):
-    """No library of CUDA: one file serves the builds of torch for every CUDA version."""
+    """No library of CUDA: one file serves the builds of torch for every CUDA version.
+
+    nvcc guards a variable in the host code of each kernel template with two functions of the C++ runtime.
+    """
     needed = dynamic_section("NEEDED", cuda_library)
     assert {"libtorch_cpu.so", "libtorch_cuda.so"} <= set(needed)
     c_library = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "ld-linux-x86-64.so.2"}
+    c_library |= {"libstdc++.so.6"}
     assert set(needed) - c_library == {"libtorch_cpu.so", "libtorch_cuda.so"}
     assert [dynamic_section(tag, cuda_library) for tag in ("RPATH", "RUNPATH", "TEXTREL")] == [[], [], []]
 
