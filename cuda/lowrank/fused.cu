@@ -130,7 +130,8 @@ static __device__ inline float number_at(const T *vector, int64_t i, int64_t cou
   return vector && i < count ? lath_number(vector[i]) : 0.f;
 }
 
-/* intermediate (32, 8 N of this warp) = sum + inner_bias, rounded, in rows of STRIDE elements. */
+/* intermediate (32, 8 N of this warp) = sum + inner_bias, rounded, in rows of STRIDE elements. Zeros beyond the rank: infinity times the
+ * zeros that pad `first` has made NaN there. */
 template <int N, int STRIDE, class T>
 static __device__ inline void keep_intermediate(T *to, float (*sum)[N][4], const T *inner_bias, int column, int64_t rank) {
   const int lane = (int)threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -142,7 +143,7 @@ static __device__ inline void keep_intermediate(T *to, float (*sum)[N][4], const
     for (int i = 0; i < 2; i++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const unsigned bits = pack<T>(sum[i][j][2 * half] + low, sum[i][j][2 * half + 1] + high);
+        const unsigned bits = q < rank ? pack<T>(sum[i][j][2 * half] + low, sum[i][j][2 * half + 1] + high) : 0;
         *reinterpret_cast<lath_4_bytes *>(to + (i * 16 + half * 8 + g) * STRIDE + q) = bits;
       }
   }

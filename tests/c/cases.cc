@@ -13,7 +13,7 @@ void FillWith(Operand *operand, Numbers numbers, uint32_t seed) {
 lath_dtype AccumulatorType(lath_dtype dtype) { return dtype == LATH_F64 ? LATH_F64 : LATH_F32; }
 
 std::string Describe(lath_dtype dtype, const LowrankShape &shape) {
-  static const char *const kNames[] = {"f32", "f64", "bf16"};
+  static const char *const kNames[] = {"f32", "f64", "bf16", "f16"};
   return std::string(kNames[dtype]) + " rows " + std::to_string(shape.rows) + " in " + std::to_string(shape.in) + " rank " +
          std::to_string(shape.rank) + " out " + std::to_string(shape.out);
 }

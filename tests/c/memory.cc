@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -94,6 +95,25 @@ Index ImageStrides(const Index &extents, const Layout &layout) {
   return {};
 }
 
+// Of a value that a half can hold.
+uint16_t HalfBits(double value) {
+  const int sign = std::signbit(value) ? 0x8000 : 0;
+  if (std::isnan(value)) return static_cast<uint16_t>(sign | 0x7e00);
+  if (std::isinf(value)) return static_cast<uint16_t>(sign | 0x7c00);
+  int exponent;
+  std::frexp(value, &exponent);
+  exponent = value == 0 ? -14 : std::max(exponent - 1, -14);
+  const int mantissa = static_cast<int>(std::ldexp(std::fabs(value), 10 - exponent));  // 1024 and more: normal
+  return static_cast<uint16_t>(sign | ((mantissa < 1024 ? 0 : (exponent + 14) << 10) + mantissa));
+}
+
+double HalfValue(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+  double value = std::ldexp(mantissa + (exponent ? 1024 : 0), std::max(exponent, 1) - 25);
+  if (exponent == 31) value = mantissa ? std::nan("") : HUGE_VAL;
+  return bits >> 15 ? -value : value;
+}
+
 void Store(lath_dtype dtype, unsigned char *to, double value) {
   const double rounded = RoundTo(dtype, value);
   if (dtype == LATH_F64) {
@@ -107,8 +127,8 @@ void Store(lath_dtype dtype, unsigned char *to, double value) {
   }
   uint32_t bits;
   std::memcpy(&bits, &narrow, sizeof bits);
-  const uint16_t upper = static_cast<uint16_t>(bits >> 16);
-  std::memcpy(to, &upper, sizeof upper);
+  const uint16_t half = dtype == LATH_F16 ? HalfBits(rounded) : static_cast<uint16_t>(bits >> 16);
+  std::memcpy(to, &half, sizeof half);
 }
 
 double Load(lath_dtype dtype, const unsigned char *from) {
@@ -123,6 +143,7 @@ double Load(lath_dtype dtype, const unsigned char *from) {
   } else {
     uint16_t upper;
     std::memcpy(&upper, from, sizeof upper);
+    if (dtype == LATH_F16) return HalfValue(upper);
     bits = static_cast<uint32_t>(upper) << 16;
   }
   float value;

@@ -51,21 +51,22 @@ Values SmallIntegers(uint32_t seed, int64_t count) {
 
 namespace {
 
-// Nearest value with `digits` significant bits, ties to even; exponents of float.
-double RoundToDigits(double value, int digits) {
+// Nearest value with `digits` significant bits, ties to even; exponents (of frexp) from `least` to `most`.
+double RoundToDigits(double value, int digits, int least, int most) {
   if (!std::isfinite(value) || value == 0) return value;
   int exponent;
   std::frexp(value, &exponent);
-  const double ulp = std::ldexp(1.0, std::max(exponent, -125) - digits);
+  const double ulp = std::ldexp(1.0, std::max(exponent, least) - digits);
   const double rounded = std::nearbyint(value / ulp) * ulp;  // exact scaling by a power of two
-  return std::fabs(rounded) >= std::ldexp(1.0, 128) ? std::copysign(std::numeric_limits<double>::infinity(), value) : rounded;
+  return std::fabs(rounded) >= std::ldexp(1.0, most) ? std::copysign(std::numeric_limits<double>::infinity(), value) : rounded;
 }
 
 }  // namespace
 
 double RoundTo(lath_dtype dtype, double value) {
   if (dtype == LATH_F64) return value;
-  return RoundToDigits(value, dtype == LATH_F32 ? 24 : 8);
+  if (dtype == LATH_F16) return RoundToDigits(value, 11, -13, 16);
+  return RoundToDigits(value, dtype == LATH_F32 ? 24 : 8, -125, 128);
 }
 
 double AccumulatorEpsilon(lath_dtype dtype) { return std::ldexp(1.0, dtype == LATH_F64 ? -52 : -23); }

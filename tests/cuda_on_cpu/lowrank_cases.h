@@ -37,6 +37,14 @@ constexpr lath_dtype kDtypes[] = {LATH_F32, LATH_F64, LATH_BF16, LATH_F16};
 
 inline bool Is16Bit(lath_dtype dtype) { return dtype == LATH_BF16 || dtype == LATH_F16; }
 
+constexpr int kPlanned = -1;
+constexpr int kRoutes[] = {kPlanned, LATH_LOWRANK_PRODUCTS, LATH_LOWRANK_FEW, LATH_LOWRANK_FUSED, LATH_LOWRANK_MERGED};
+
+inline std::string RouteName(const testing::TestParamInfo<int> &info) {
+  static const char *const kNames[] = {"planned", "merged", "products", "fused", "few"};
+  return kNames[info.param == kPlanned ? 0 : info.param - LATH_LOWRANK_MERGED + 1];
+}
+
 // ---- device memory ------------------------------------------------------------------------------------------------------------
 
 // Bytes on the device between two guard bands, all filled with 0xff, which is a NaN in every element type.
