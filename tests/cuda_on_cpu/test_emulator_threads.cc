@@ -74,10 +74,12 @@ TEST(CudaThreads, BarriersCountPredicates) {
 
 // ---- shared memory --------------------------------------------------------------------------------------------------------
 
-// Copies unwritten shared memory out, then fills it, so that the next block would find its numbers.
+// Copies unwritten shared memory out, then fills it, so that the next block would find its numbers. A template, because GCC is
+// forgetful about the attributes of their variables.
+template <int size>
 static __global__ void peek(float *fixed_out, __half *half_out, float *dynamic_out) {
   __shared__ float fixed[32];
-  __shared__ __half halves[32];
+  __shared__ __half halves[size];
   LATH_DYNAMIC_SHARED(float, dynamic);
   const unsigned i = threadIdx.x, at = blockIdx.x * 32 + i;
   fixed_out[at] = fixed[i];
@@ -91,7 +93,7 @@ static __global__ void peek(float *fixed_out, __half *half_out, float *dynamic_o
 TEST(CudaThreads, SharedMemoryIsNanBeforeEachBlock) {
   Device<float> fixed(std::vector<float>(64, 0)), dynamic(std::vector<float>(64, 0));
   Device<__half> halves(std::vector<__half>(64, __float2half(0)));
-  LATH_LAUNCH(peek, 2, 32, 32 * sizeof(float), nullptr, fixed.data(), halves.data(), dynamic.data());
+  LATH_LAUNCH((peek<32>), 2, 32, 32 * sizeof(float), nullptr, fixed.data(), halves.data(), dynamic.data());
   for (const float value : fixed.Read()) EXPECT_TRUE(std::isnan(value));
   for (const float value : dynamic.Read()) EXPECT_TRUE(std::isnan(value));
   for (const __half value : halves.Read()) EXPECT_TRUE(std::isnan(__half2float(value)));

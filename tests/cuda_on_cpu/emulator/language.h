@@ -13,9 +13,14 @@
 #include "engine.h"
 
 /* Host compilation makes __global__ and __device__ empty already. Blocks run one after the other, so a shared array is a static
- * one; the section lets the engine fill all of them with NaN before each block. */
+ * one. All lie in one section, so that the engine can fill them with NaN before each block. GCC forgets a section attribute when it
+ * instantiates a template, but not noinit, which means the section of that name. */
 #undef __shared__
-#define __shared__ static __attribute__((section("lath_shared")))
+#ifdef __clang__
+#define __shared__ static __attribute__((section(".noinit")))
+#else
+#define __shared__ static __attribute__((noinit))
+#endif
 #undef __launch_bounds__
 #define __launch_bounds__(...)
 

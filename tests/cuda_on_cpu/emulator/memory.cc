@@ -3,8 +3,10 @@
 #include "sanitizers.h"
 #include "state.h"
 
-/* All shared arrays of all kernels, from the linker. */
-extern "C" EMULATOR_WEAK unsigned char __start_lath_shared[], __stop_lath_shared[];
+static const struct emulator_range *arrays(void) {
+  static const struct emulator_range range = emulator_find_shared_arrays();
+  return &range;
+}
 
 void *emulator_dynamic_shared(void) { return emulator_grid.dynamic; }
 
@@ -13,10 +15,8 @@ static bool inside(const void *begin, size_t bytes, const void *outer, size_t ou
   return outer && first >= outer_first && first - outer_first <= outer_bytes && outer_bytes - (first - outer_first) >= bytes;
 }
 
-static size_t static_bytes(void) { return (size_t)((uintptr_t)__stop_lath_shared - (uintptr_t)__start_lath_shared); }
-
 bool emulator_is_shared(const void *begin, size_t bytes) {
-  return inside(begin, bytes, __start_lath_shared, static_bytes()) ||
+  return inside(begin, bytes, arrays()->begin, arrays()->bytes) ||
          inside(begin, bytes, emulator_grid.dynamic, emulator_grid.dynamic_bytes);
 }
 
@@ -36,6 +36,6 @@ static void poison(void *memory, size_t bytes) {
 }
 
 void emulator_prepare_shared(void) {
-  poison(__start_lath_shared, static_bytes());
+  poison(arrays()->begin, arrays()->bytes);
   poison(emulator_grid.dynamic, emulator_grid.dynamic_bytes);
 }

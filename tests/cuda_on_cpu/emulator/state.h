@@ -65,6 +65,13 @@ void emulator_begin_thread(void); /* the first thing on a fiber: the kernel, the
 uint32_t emulator_random(uint32_t below);
 void emulator_arrange(uint32_t *order, uint32_t n);
 
+/* shared_arrays.cc: the __shared__ arrays of all kernels in the program, and what lies between them. */
+struct emulator_range {
+  unsigned char *begin;
+  size_t bytes;
+};
+struct emulator_range emulator_find_shared_arrays(void);
+
 /* barriers.cc, warps.cc, copies.cc, memory.cc */
 void emulator_release_barrier(void);
 void emulator_check_copies(void);
