@@ -85,15 +85,20 @@ target_compile_options(lath_cuda_kernels PRIVATE
   -Xcompiler=-Wall,-Wextra,-fno-exceptions,-fno-rtti,-ffile-prefix-map=${CMAKE_CURRENT_SOURCE_DIR}/=
   --threads=0)
 
+# The host side of the kernels.
+add_library(lath_cuda_entries OBJECT ${cuda_sources})
+target_include_directories(lath_cuda_entries PRIVATE ops cuda)
+target_include_directories(lath_cuda_entries SYSTEM PRIVATE ${cuda_headers})
+target_link_libraries(lath_cuda_entries PRIVATE lath_options)
+
 lath_add_stub(torch_cuda_stub torch_cuda SHIM_CUDA_FUNCTIONS)
-add_library(lath_cuda MODULE ${cuda_binding_sources} ${cuda_sources})
+add_library(lath_cuda MODULE ${cuda_binding_sources})
 target_include_directories(lath_cuda PRIVATE ops cuda)
-target_include_directories(lath_cuda SYSTEM PRIVATE ${cuda_headers})
 target_compile_definitions(lath_cuda PRIVATE "LATH_CUDA_TARGETS=\"${cuda_targets}\"")
 find_library(LATH_CUDART cudart_static HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} REQUIRED)
 mark_as_advanced(LATH_CUDART)
 target_link_libraries(lath_cuda PRIVATE
-  lath_options lath_binding lath_cuda_kernels lath_core torch_stub torch_cuda_stub ${LATH_CUDART} ${CMAKE_DL_LIBS} pthread rt stdc++)
+  lath_options lath_binding lath_cuda_entries lath_cuda_kernels lath_core torch_stub torch_cuda_stub ${LATH_CUDART} ${CMAKE_DL_LIBS} pthread rt stdc++)
 # The kernels hold no C++ beyond templates. Of the C++ runtime, which torch brings along, nvcc's own code around them wants two
 # functions that have always been there.
 set_target_properties(lath_cuda PROPERTIES LINKER_LANGUAGE C CUDA_RUNTIME_LIBRARY None)
