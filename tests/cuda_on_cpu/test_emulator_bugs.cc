@@ -40,6 +40,7 @@ enum Bug {
   kPlainAddInBlock,
   kPlainAddAcrossBlocks,
   kTwoBlocksWrite,
+  kBlocksMeetAtTheirBarriers,
   kWithoutTranspose,
   kRowsSwapped
 };
@@ -177,7 +178,10 @@ static __global__ void sum_all(const int *in, Sums to) {
   const int value = warp_sum<bug>(in[blockIdx.x * 64 + threadIdx.x]);
   if (threadIdx.x == 0) came = 0;
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
+  // A barrier is of one block: it orders nothing with another one.
+  if (bug == kBlocksMeetAtTheirBarriers && threadIdx.x == 0 && blockIdx.x == 0) to.part[3] = 1;
   __syncthreads();
+  if (bug == kBlocksMeetAtTheirBarriers && threadIdx.x == 0 && blockIdx.x != 0) to.part[3] = 1;
   if (bug == kPlainAddInBlock)
     came++;
   else
@@ -206,7 +210,7 @@ Verdict SumAll() {
   for (size_t i = 0; i < in.size(); i++) expected[0] += in[i] = static_cast<int>(i * i % 17);
   return Judge(
       [&] {
-        const Device<int> device_in(in), part(3), sum(std::vector<int>{0, 0});
+        const Device<int> device_in(in), part(4), sum(std::vector<int>{0, 0});
         const Device<unsigned> ticket(std::vector<unsigned>{0});
         LATH_LAUNCH((sum_all<bug>), 3, 64, 0, nullptr, device_in.data(), (Sums{part.data(), ticket.data(), sum.data()}));
         return sum.Read();
@@ -303,6 +307,7 @@ const Seeded kSeeded[] = {
     {SEEDED(kPlainAddInBlock, SumAll),               kMissed,     kMissed,     kRace},
     {SEEDED(kPlainAddAcrossBlocks, SumAll),          kMissed,     kMissed,     kRace},
     {SEEDED(kTwoBlocksWrite, SumAll),                kWrong,      kWrong,      kRace},
+    {SEEDED(kBlocksMeetAtTheirBarriers, SumAll),     kMissed,     kMissed,     kRace},
     {SEEDED(kWithoutTranspose, MultiplyTile),        kWrong,      kWrong,      kWrong},
     {SEEDED(kRowsSwapped, MultiplyTile),             kWrong,      kWrong,      kWrong},
 };

@@ -28,10 +28,10 @@ static float from_bits(unsigned bits) {
 static float from_bf16(unsigned bits) { return from_bits(bits << 16); }
 
 static float from_f16(unsigned bits) {
-  const unsigned exponent = bits >> 10 & 31, fraction = bits & 1023;
-  const float sign = bits >> 15 ? -1.0f : 1.0f;
-  if (exponent == 31) return fraction ? from_bits(0x7fffffff) : sign * INFINITY;
-  return sign * (exponent ? ldexpf((float)(1024 + fraction), (int)exponent - 25) : ldexpf((float)fraction, -24));
+  const unsigned sign = bits >> 15 << 31, exponent = bits >> 10 & 31, fraction = bits & 1023;
+  if (exponent == 31) return from_bits(sign | 0x7f800000 | fraction << 13);
+  if (exponent != 0) return from_bits(sign | (exponent + 112) << 23 | fraction << 13);
+  return from_bits(sign | 0x3f800000) * (float)fraction * 0x1p-24f;
 }
 
 /* d[row][column] += sum over k, ascending, in fp32. */

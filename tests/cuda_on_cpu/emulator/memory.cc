@@ -25,6 +25,10 @@ void emulator_forget(void *memory, size_t bytes) {
   __tsan_java_alloc(memory, bytes);
 }
 
+void emulator_forget_order(void *tags, size_t bytes) {
+  if (__tsan_java_free) __tsan_java_free(tags, bytes);
+}
+
 /* Through volatile: between the arrays lie red zones, which memset of a sanitizer would not pass. */
 static void poison(void *memory, size_t bytes) {
   volatile unsigned char *byte = (unsigned char *)memory;

@@ -5,6 +5,8 @@
  * Each warp runs as far ahead of the others as it can, so that a missing barrier meets the worst case: other warps have not begun,
  * or are done. A lockstep order would hide such bugs. Seeds permute lanes, warps and blocks.
  */
+#include <string.h>
+
 #include "sanitizers.h"
 #include "state.h"
 
@@ -51,6 +53,7 @@ void emulator_begin_thread(void) {
   emulator_check_copies();
   emulator_release(&emulator_grid.end_tag);
   emulator_current()->where = EMULATOR_RETURNED;
+  emulator_grid.warp[emulator_grid.current / EMULATOR_LANES].returned |= 1u << emulator_lane();
   emulator_grid.returned++;
 }
 
@@ -96,8 +99,9 @@ static void reset_threads(void) {
 void emulator_run_block(void) {
   emulator_grid.returned = emulator_grid.at_barrier = emulator_grid.phase = 0;
   emulator_grid.predicates[0] = 0;
-  emulator_forget(emulator_grid.barrier_tag, sizeof(emulator_grid.barrier_tag));
-  emulator_forget(emulator_grid.warp_tag, sizeof(emulator_grid.warp_tag));
+  emulator_forget_order(emulator_grid.barrier_tag, sizeof(emulator_grid.barrier_tag));
+  emulator_forget_order(emulator_grid.warp, sizeof(emulator_grid.warp));
+  memset(emulator_grid.warp, 0, sizeof(emulator_grid.warp));
   emulator_prepare_shared();
   reset_threads();
   emulator_start_fibers();

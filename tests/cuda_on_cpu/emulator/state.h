@@ -32,6 +32,11 @@ struct emulator_thread {
   struct emulator_copy copy[EMULATOR_MAX_COPIES];
 };
 
+struct emulator_warp {
+  uint64_t tag;               /* what orders memory */
+  unsigned waiting, returned; /* lanes */
+};
+
 /* The grid that runs. One at a time: a kernel cannot launch another. */
 struct emulator_grid {
   const char *kernel; /* its name; NULL between launches */
@@ -44,7 +49,8 @@ struct emulator_grid {
   int predicates[2];   /* true ones at the barrier */
   void *dynamic;       /* dynamic shared memory */
   size_t dynamic_bytes;
-  uint64_t barrier_tag[2], warp_tag[EMULATOR_MAX_WARPS], end_tag, fence_tag; /* what orders memory; forgotten 8 bytes at a time */
+  uint64_t barrier_tag[2], end_tag, fence_tag; /* what orders memory; forgotten 8 bytes at a time */
+  struct emulator_warp warp[EMULATOR_MAX_WARPS];
 };
 
 extern struct emulator_grid emulator_grid;
@@ -76,7 +82,8 @@ struct emulator_range emulator_find_shared_arrays(void);
 void emulator_release_barrier(void);
 void emulator_check_copies(void);
 void emulator_prepare_shared(void); /* NaN everywhere, and unknown to the thread sanitizer */
-void emulator_forget(void *memory, size_t bytes);
+void emulator_forget(void *memory, size_t bytes);      /* for the thread sanitizer: nobody has touched this yet */
+void emulator_forget_order(void *tags, size_t bytes); /* nothing was released to these tags yet */
 size_t emulator_shared_limit(const void *kernel);
 
 #endif

@@ -7,53 +7,61 @@
 
 unsigned emulator_lane(void) { return emulator_grid.current % EMULATOR_LANES; }
 
+static bool equal(const char *a, const char *b) { return a == b || !strcmp(a, b); }
+
 static bool same(const struct emulator_thread *a, const struct emulator_thread *b) {
-  return a->mask == b->mask && a->site.line == b->site.line && !strcmp(a->operation, b->operation) &&
-         !strcmp(a->site.file, b->site.file);
+  return a->mask == b->mask && a->site.line == b->site.line && equal(a->operation, b->operation) &&
+         equal(a->site.file, b->site.file);
 }
 
-/* True when every lane of the mask waits here. */
-static bool complete(const struct emulator_thread *lanes, const struct emulator_thread *mine) {
-  bool all = true;
-  for (unsigned i = 0; i < EMULATOR_LANES; i++) {
-    const struct emulator_thread *other = &lanes[i];
-    if (!(mine->mask >> i & 1)) continue;
-    if (other->where == EMULATOR_RETURNED)
-      emulator_refuse(mine->site, "%s of mask %08x, but lane %u has returned", mine->operation, mine->mask, i);
-    if (other->where == EMULATOR_AT_WARP && !same(other, mine))
-      emulator_refuse(mine->site, "%s of mask %08x, but lane %u is in %s of mask %08x at %s:%d", mine->operation, mine->mask, i,
-                      other->operation, other->mask, other->site.file, other->site.line);
-    all = all && other->where == EMULATOR_AT_WARP;
-  }
-  return all;
+static void check(const struct emulator_thread *mine, const struct emulator_thread *lanes, unsigned lane) {
+  const struct emulator_thread *other = &lanes[lane];
+  if (!same(other, mine))
+    emulator_refuse(mine->site, "%s of mask %08x, but lane %u is in %s of mask %08x at %s:%d", mine->operation, mine->mask, lane,
+                    other->operation, other->mask, other->site.file, other->site.line);
 }
 
-static void finish(struct emulator_thread *lanes, unsigned mask, emulator_combine combine) {
+/* True when every lane of the mask waits here. Until then one of them is compared, then all. */
+static bool complete(const struct emulator_warp *warp, const struct emulator_thread *lanes, const struct emulator_thread *mine) {
+  const unsigned mask = mine->mask, waiting = warp->waiting & mask, returned = warp->returned & mask;
+  if (returned)
+    emulator_refuse(mine->site, "%s of mask %08x, but lane %d has returned", mine->operation, mask, __builtin_ctz(returned));
+  check(mine, lanes, (unsigned)__builtin_ctz(waiting));
+  if (waiting != mask) return false;
+  for (unsigned i = 0; i < EMULATOR_LANES; i++)
+    if (mask >> i & 1) check(mine, lanes, i);
+  return true;
+}
+
+static void finish(struct emulator_warp *warp, struct emulator_thread *lanes, unsigned mask, emulator_combine combine) {
   void *argument[EMULATOR_LANES] = {nullptr};
   for (unsigned i = 0; i < EMULATOR_LANES; i++)
     if (mask >> i & 1) argument[i] = lanes[i].argument;
   emulator_registers_begin();
   combine(argument, mask);
   emulator_registers_end();
+  warp->waiting &= ~mask;
   for (unsigned i = 0; i < EMULATOR_LANES; i++)
     if (mask >> i & 1) lanes[i].where = EMULATOR_READY;
 }
 
 void emulator_warp(unsigned mask, const char *operation, void *mine, emulator_combine combine, bool fence, emulator_site site) {
-  const unsigned lane = emulator_lane(), warp = emulator_grid.current / EMULATOR_LANES;
-  struct emulator_thread *lanes = &emulator_threads[warp * EMULATOR_LANES], *self = &lanes[lane];
+  const unsigned lane = emulator_lane(), number = emulator_grid.current / EMULATOR_LANES;
+  struct emulator_warp *warp = &emulator_grid.warp[number];
+  struct emulator_thread *lanes = &emulator_threads[number * EMULATOR_LANES], *self = &lanes[lane];
   if (!(mask >> lane & 1)) emulator_refuse(site, "%s: lane %u is not in its own mask %08x", operation, lane, mask);
-  if (fence) emulator_release(&emulator_grid.warp_tag[warp]);
+  if (fence) emulator_release(&warp->tag);
   self->where = EMULATOR_AT_WARP;
   self->operation = operation;
   self->mask = mask;
   self->argument = mine;
   self->site = site;
-  if (complete(lanes, self))
-    finish(lanes, mask, combine);
+  warp->waiting |= 1u << lane;
+  if (complete(warp, lanes, self))
+    finish(warp, lanes, mask, combine);
   else
     emulator_leave_fiber();
-  if (fence) emulator_acquire(&emulator_grid.warp_tag[warp]);
+  if (fence) emulator_acquire(&warp->tag);
 }
 
 /* ---- shuffles -------------------------------------------------------------------------------------------------------------- */
