@@ -24,13 +24,17 @@ namespace cuda_test {
 
 using lath_test::BackwardRun;
 using lath_test::Choices;
+using lath_test::Completed;
 using lath_test::ForwardRun;
 using lath_test::Layout;
 using lath_test::LowrankInputs;
 using lath_test::LowrankOracle;
 using lath_test::LowrankShape;
+using lath_test::Multiply;
 using lath_test::Numbers;
 using lath_test::Operand;
+using lath_test::Scaled;
+using lath_test::Transpose;
 using lath_test::Values;
 
 constexpr lath_dtype kDtypes[] = {LATH_F32, LATH_F64, LATH_BF16, LATH_F16};
@@ -268,7 +272,7 @@ inline std::string Describe(const LowrankInputs &inputs, const DeviceOptions &op
 inline testing::AssertionResult ExactForward(const LowrankInputs &inputs, const DeviceOptions &options, bool with_p = false) {
   const ForwardRun run = ForwardOnDevice(inputs, options, with_p);
   const LowrankOracle oracle = OracleOf(inputs);
-  testing::AssertionResult result = lath_test::Completed(run);
+  testing::AssertionResult result = Completed(run);
   if (result) result = lath_test::Exactly(run.y, oracle.Y());
   const bool has_p = with_p && LastKernel() != LATH_LOWRANK_MERGED;
   if (result && has_p) result = lath_test::Exactly(run.p, oracle.P());

@@ -131,12 +131,12 @@ TEST(LowrankForwardEdges, RealNumbersStayWithinTheBound) {
         options.blas = choices.OneIn(2);
         const LowrankInputs inputs(dtype, shape, choices.OneIn(2), choices.OneIn(2), Numbers::kUniform, choices.Next());
         const ForwardRun run = ForwardOnDevice(inputs, options, true);
-        ASSERT_TRUE(lath_test::Completed(run)) << Describe(inputs, options);
+        ASSERT_TRUE(Completed(run)) << Describe(inputs, options);
         const LowrankOracle oracle = OracleOf(inputs), magnitudes = oracle.OfMagnitudes();
         const double factor = DeviceErrorFactor(oracle, dtype);
-        EXPECT_TRUE(Within(run.y, oracle.Y(), lath_test::Scaled(magnitudes.Y(), factor))) << Describe(inputs, options);
+        EXPECT_TRUE(Within(run.y, oracle.Y(), Scaled(magnitudes.Y(), factor))) << Describe(inputs, options);
         if (LastKernel() == LATH_LOWRANK_MERGED) continue;
-        EXPECT_TRUE(Within(run.p, oracle.P(), lath_test::Scaled(magnitudes.P(), oracle.ErrorFactor(dtype))))
+        EXPECT_TRUE(Within(run.p, oracle.P(), Scaled(magnitudes.P(), oracle.ErrorFactor(dtype))))
             << "p of " << Describe(inputs, options);
       }
     }

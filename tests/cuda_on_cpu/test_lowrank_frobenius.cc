@@ -9,7 +9,6 @@ namespace {
 
 using lath_test::FrobeniusArgs;
 using lath_test::FrobeniusInputs;
-using lath_test::Scaled;
 
 lath_dtype SumType(lath_dtype dtype) { return dtype == LATH_F64 ? LATH_F64 : LATH_F32; }
 
@@ -48,13 +47,14 @@ void Check(const FrobeniusInputs &inputs, bool blas, double scale, unsigned grad
   du_device.CopyTo(&du);
 
   const std::string what = lath_test::Describe(inputs.dtype, {0, in, rank, out}) + " blas " + std::to_string(blas);
-  EXPECT_TRUE(Exactly(gram_v, inputs.GramV())) << what;
-  EXPECT_TRUE(Exactly(gram_u, inputs.GramU())) << what;
+  const Values want_gram_v = inputs.GramV(), want_gram_u = inputs.GramU();
+  EXPECT_TRUE(Exactly(gram_v, want_gram_v)) << what;
+  EXPECT_TRUE(Exactly(gram_u, want_gram_u)) << what;
   double sum = 0;
-  for (size_t k = 0; k < inputs.GramV().size(); ++k) sum += inputs.GramV()[k] * inputs.GramU()[k];
+  for (size_t k = 0; k < want_gram_v.size(); ++k) sum += want_gram_v[k] * want_gram_u[k];
   EXPECT_TRUE(Exactly(value, {sum})) << what;
-  const Values want_du = Scaled(Multiply(inputs.u.Read(), inputs.GramV(), out, rank, rank), 2 * scale);
-  const Values want_dv = Scaled(Multiply(inputs.GramU(), inputs.v.Read(), rank, rank, in), 2 * scale);
+  const Values want_du = Scaled(Multiply(inputs.u.Read(), want_gram_v, out, rank, rank), 2 * scale);
+  const Values want_dv = Scaled(Multiply(want_gram_u, inputs.v.Read(), rank, rank, in), 2 * scale);
   EXPECT_TRUE(gradients & lath_test::kDu ? Exactly(du, want_du) : testing::AssertionResult(du.Untouched())) << "du " << what;
   EXPECT_TRUE(gradients & lath_test::kDv ? Exactly(dv, want_dv) : testing::AssertionResult(dv.Untouched())) << "dv " << what;
 }
