@@ -13,13 +13,12 @@
 
 struct backward {
   const struct lath_lowrank_linear *a;
-  struct lath_lowrank_plan plan;
-  struct lath_device device;
+  struct lath_cuda_choice choice;
   void *p, *dp, *partial;
 };
 
 static int64_t partial_size(const struct backward *b, const void *sums, int64_t cols) {
-  return sums ? lath_cuda_sum_rows_parts(b->a->rows, cols, b->device.multiprocessors) * cols : 0;
+  return sums ? lath_cuda_sum_rows_parts(b->a->rows, cols, b->choice.device.multiprocessors) * cols : 0;
 }
 
 static void take(struct backward *b, struct lath_arena *arena) {
@@ -34,9 +33,9 @@ static void take(struct backward *b, struct lath_arena *arena) {
 static lath_status prepare(struct backward *b, const struct lath_lowrank_linear *a, const struct lath_cuda *cuda,
                            struct lath_arena *arena) {
   b->a = a;
-  LATH_TRY(lath_cuda_plan(a, cuda, 1, &b->plan, &b->device));
-  if (b->plan.kernel == LATH_LOWRANK_MERGED)
-    lath_cuda_merged_backward_size(a, &b->device, arena);
+  LATH_TRY(lath_cuda_choose(a, cuda, 1, &b->choice));
+  if (b->choice.plan.kernel == LATH_LOWRANK_MERGED)
+    lath_cuda_merged_backward_size(a, &b->choice.device, arena);
   else
     take(b, arena);
   return LATH_OK;
@@ -103,15 +102,15 @@ static lath_status form_dv(const struct backward *b, struct lath_cuda *cuda) {
 
 static lath_status sum_rows(const struct backward *b, int64_t cols, const void *of, int64_t stride, void *sums, struct lath_cuda *cuda) {
   return lath_device_check(cuda, lath_cuda_sum_rows(b->a->dtype, b->a->rows, cols, of, stride, sums, b->partial,
-                                                    b->device.multiprocessors, cuda->stream));
+                                                    b->choice.device.multiprocessors, cuda->stream));
 }
 
 /* ---- the entry ------------------------------------------------------------------------------------------------------------------- */
 
 static lath_status form_dp_and_dx(const struct backward *b, struct lath_cuda *cuda) {
-  if (b->plan.kernel == LATH_LOWRANK_FUSED && b->a->dx) {
+  if (b->choice.plan.kernel == LATH_LOWRANK_FUSED && b->a->dx) {
     struct lath_fused fused = lath_fused_dx(b->a, b->a->dv || b->a->d_inner_bias ? b->dp : NULL);
-    return lath_device_check(cuda, lath_cuda_fused(&fused, &b->device, cuda->device, cuda->stream));
+    return lath_device_check(cuda, lath_cuda_fused(&fused, b->choice.tile_rows, b->choice.device.multiprocessors, cuda->device, cuda->stream));
   }
   if (b->dp) LATH_TRY(form_dp(b, cuda));
   return b->a->dx ? form_dx(b, cuda) : LATH_OK;
@@ -135,5 +134,5 @@ lath_status lath_cuda_lowrank_linear_backward(const struct lath_lowrank_linear *
   struct lath_arena arena = lath_arena_on(a->workspace);
   cuda->error = 0;
   LATH_TRY(prepare(&b, a, cuda, &arena));
-  return b.plan.kernel == LATH_LOWRANK_MERGED ? lath_cuda_merged_backward(a, cuda, &b.device) : run(&b, cuda);
+  return b.choice.plan.kernel == LATH_LOWRANK_MERGED ? lath_cuda_merged_backward(a, cuda, &b.choice.device) : run(&b, cuda);
 }

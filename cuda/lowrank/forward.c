@@ -19,25 +19,25 @@ lath_status lath_cuda_taken(const struct lath_arena *arena, size_t *bytes) {
 }
 
 struct forward {
-  struct lath_lowrank_plan plan;
-  struct lath_device device;
+  struct lath_cuda_choice choice;
   void *p;       /* of the caller, or room */
   void *partial; /* LATH_LOWRANK_FEW */
   int splits;
 };
 
 static void take_few(struct forward *f, const struct lath_lowrank_linear *a, struct lath_arena *arena) {
-  f->splits = lath_few_splits(a, f->device.multiprocessors);
+  f->splits = lath_few_splits(a, f->choice.device.multiprocessors);
   f->partial = lath_cuda_take(arena, lath_sum_type(a->dtype), f->splits * a->rows, a->rank);
 }
 
 static lath_status prepare(struct forward *f, const struct lath_lowrank_linear *a, const struct lath_cuda *cuda,
                            struct lath_arena *arena) {
-  LATH_TRY(lath_cuda_plan(a, cuda, 0, &f->plan, &f->device));
+  LATH_TRY(lath_cuda_choose(a, cuda, 0, &f->choice));
+  const lath_lowrank_kernel kernel = f->choice.plan.kernel;
   f->p = a->p;
-  if (f->plan.kernel == LATH_LOWRANK_PRODUCTS && !a->p) f->p = lath_cuda_take(arena, a->dtype, a->rows, a->rank);
-  if (f->plan.kernel == LATH_LOWRANK_FEW) take_few(f, a, arena);
-  if (f->plan.kernel == LATH_LOWRANK_MERGED) lath_cuda_merged_size(a, arena);
+  if (kernel == LATH_LOWRANK_PRODUCTS && !a->p) f->p = lath_cuda_take(arena, a->dtype, a->rows, a->rank);
+  if (kernel == LATH_LOWRANK_FEW) take_few(f, a, arena);
+  if (kernel == LATH_LOWRANK_MERGED) lath_cuda_merged_size(a, arena);
   return LATH_OK;
 }
 
@@ -92,9 +92,11 @@ lath_status lath_cuda_lowrank_linear(const struct lath_lowrank_linear *a, struct
   struct lath_arena arena = lath_arena_on(a->workspace);
   cuda->error = 0;
   LATH_TRY(prepare(&f, a, cuda, &arena));
-  if (f.plan.kernel == LATH_LOWRANK_MERGED) return lath_cuda_merged(a, cuda);
-  if (f.plan.kernel == LATH_LOWRANK_FEW) return lath_device_check(cuda, lath_cuda_few(a, f.partial, f.splits, cuda->stream));
-  if (f.plan.kernel == LATH_LOWRANK_PRODUCTS) return products(&f, a, cuda);
+  const lath_lowrank_kernel kernel = f.choice.plan.kernel;
+  if (kernel == LATH_LOWRANK_MERGED) return lath_cuda_merged(a, cuda);
+  if (kernel == LATH_LOWRANK_FEW) return lath_device_check(cuda, lath_cuda_few(a, f.partial, f.splits, cuda->stream));
+  if (kernel == LATH_LOWRANK_PRODUCTS) return products(&f, a, cuda);
   const struct lath_fused fused = lath_fused_forward(a);
-  return lath_device_check(cuda, lath_cuda_fused(&fused, &f.device, cuda->device, cuda->stream));
+  return lath_device_check(
+      cuda, lath_cuda_fused(&fused, f.choice.tile_rows, f.choice.device.multiprocessors, cuda->device, cuda->stream));
 }

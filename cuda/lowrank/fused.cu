@@ -3,35 +3,40 @@
  * types and ranks up to 256. The intermediate is made in registers, rounded into shared memory and used from there; c gets its bias
  * before it is rounded. What a pair of library products moves on top is the intermediate, written and read once, and the bias.
  *
- * A block of 8 warps takes 64 rows of a; the warps form 2 x 4.
- *   1. intermediate (64, RANK): slices of 32 along k of a and of first stream through shared memory in a ring of cp.async stages. A warp
- *      keeps 32 x RANK / 4 sums in registers, in fp32.
+ * A block of 8 warps takes ROWS rows of a, 64 or 128; the warps form 2 x 4 or 4 x 2.
+ *   1. intermediate (ROWS, RANK): slices of 32 along k of a and of first stream through shared memory in a ring of cp.async stages. A
+ *      warp keeps 32 x RANK / (4 or 2) sums in registers, in fp32.
  *   2. The intermediate goes to shared memory as 16-bit numbers, where it is the left operand.
- *   3. Tiles of `second`, RANK x WIDTH, stream through the same memory in two stages; a warp makes 32 x WIDTH / 4 of c from each.
+ *   3. Tiles of `second`, RANK x WIDTH, stream through the same memory in two stages; a warp makes 32 x WIDTH / (4 or 2) of c from each.
  * RANK is the rank rounded up to 64, 128 or 256; the excess is zeros, which cp.async writes for bytes beyond the operand. With few tiles
- * of rows, several blocks share the columns of c and each makes the intermediate anew.
+ * of rows, several blocks share the columns of c and each makes the intermediate anew. Each block reads both weights, from L2: 128 rows
+ * halve that, and 64 rows give more blocks. Rank 256 has no room for 128 rows.
  *
  * Operands lie on 16 bytes with strides in multiples of 8 elements, and k, rank and n are multiples of 8: then a vector of 8 elements is
  * inside or outside as a whole. Rows of shared memory are 8 elements longer than their tile: ldmatrix then meets no bank twice.
- * Shared memory, in KiB: 46 for rank 64, 87 for 128, 99 for 256, which is all that a block gets on sm_86, sm_89 and sm_120.
+ * All but dx at rank 256 fits the 99 KiB that a block gets on sm_86, sm_89 and sm_120.
  *
  * The gradient dx = (dy u) v is the same with operands stored the other way round, see struct lath_fused. */
 #include "core/numbers.h"
 #include "device/ptx.h"
 #include "lowrank/routes.h"
 
-enum { THREADS = 256, ROWS = LATH_FUSED_ROWS, SLICE = 32, PAD = 8, VECTOR = 8, WARP_ROWS = 32, WARP_COLUMNS = 4 };
+enum { THREADS = 256, WARPS = THREADS / 32, SLICE = 32, PAD = 8, VECTOR = 8, WARP_ROWS = 32 };
 
 /* ---- sizes, in elements ------------------------------------------------------------------------------------------------------------ */
 
-template <int RANK>
-struct sizes {
-  static constexpr int width = RANK == 256 ? 64 : 128;                         /* columns of c in a tile */
-  static constexpr int stage = (ROWS + RANK) * (SLICE + PAD);                  /* of step 1; the transposed form is smaller */
-  static constexpr int tile = (width + PAD) * RANK > width * (RANK + PAD) ? (width + PAD) * RANK : width * (RANK + PAD);
-  static constexpr int ring = 2 * tile;                                        /* shared by both steps */
-  static constexpr int stages = ring / stage < 4 ? ring / stage : 4;
-  static constexpr int total = ring + ROWS * (RANK + PAD);
+template <int ROWS_, int RANK_, bool TRANSPOSED_>
+struct shape {
+  static constexpr int ROWS = ROWS_, RANK = RANK_;
+  static constexpr bool TRANSPOSED = TRANSPOSED_;
+  static constexpr int WARPS_ACROSS = WARPS / (ROWS / WARP_ROWS);
+  static constexpr int WIDTH = ROWS == 128 || RANK == 256 ? 64 : 128; /* columns of c in a tile */
+  static constexpr int FIRST = TRANSPOSED ? SLICE * (RANK + PAD) : RANK * (SLICE + PAD);
+  static constexpr int STAGE = ROWS * (SLICE + PAD) + FIRST; /* of step 1 */
+  static constexpr int TILE = TRANSPOSED ? RANK * (WIDTH + PAD) : WIDTH * (RANK + PAD);
+  static constexpr int RING = 2 * TILE > 3 * STAGE || RANK == 256 ? 2 * TILE : 3 * STAGE; /* shared by both steps */
+  static constexpr int STAGES = RING / STAGE < 4 ? RING / STAGE : 4;
+  static constexpr int BYTES = 2 * (RING + ROWS * (RANK + PAD));
 };
 
 /* ---- tiles on their way to shared memory -------------------------------------------------------------------------------------------- */
@@ -56,23 +61,22 @@ static __device__ inline void copy_tile(T *to, const struct source<T> &from, int
 }
 
 /* The slice of step 1 from k on: a as (ROWS, SLICE), then first as (RANK, SLICE), or (SLICE, RANK) when transposed. */
-template <int RANK, bool TRANSPOSED, class T>
+template <class H, class T>
 static __device__ inline void copy_slice(T *stage, const struct source<T> &a, const struct source<T> &first, int64_t row, int64_t k) {
-  copy_tile<ROWS, SLICE>(stage, a, row, k);
-  T *to = stage + ROWS * (SLICE + PAD);
-  if constexpr (TRANSPOSED)
-    copy_tile<SLICE, RANK>(to, first, k, 0);
+  copy_tile<H::ROWS, SLICE>(stage, a, row, k);
+  T *to = stage + H::ROWS * (SLICE + PAD);
+  if constexpr (H::TRANSPOSED)
+    copy_tile<SLICE, H::RANK>(to, first, k, 0);
   else
-    copy_tile<RANK, SLICE>(to, first, 0, k);
+    copy_tile<H::RANK, SLICE>(to, first, 0, k);
 }
 
-template <int RANK, bool TRANSPOSED, class T>
+template <class H, class T>
 static __device__ inline void copy_second(T *to, const struct source<T> &second, int64_t column) {
-  constexpr int WIDTH = sizes<RANK>::width;
-  if constexpr (TRANSPOSED)
-    copy_tile<RANK, WIDTH>(to, second, 0, column);
+  if constexpr (H::TRANSPOSED)
+    copy_tile<H::RANK, H::WIDTH>(to, second, 0, column);
   else
-    copy_tile<WIDTH, RANK>(to, second, column, 0);
+    copy_tile<H::WIDTH, H::RANK>(to, second, column, 0);
 }
 
 /* ---- tensor cores ------------------------------------------------------------------------------------------------------------------- */
@@ -150,15 +154,15 @@ static __device__ inline void keep_intermediate(T *to, float (*sum)[N][4], const
 }
 
 /* The block's rows of p, 16 bytes at a time. */
-template <int RANK, class T>
+template <class H, class T>
 static __device__ inline void store_intermediate(T *p, const T *from, int64_t row, int64_t rows, int64_t rank) {
-  for (int i = (int)threadIdx.x; i < ROWS * RANK / VECTOR; i += THREADS) {
-    const int r = i / (RANK / VECTOR), j = i % (RANK / VECTOR) * VECTOR;
+  for (int i = (int)threadIdx.x; i < H::ROWS * H::RANK / VECTOR; i += THREADS) {
+    const int r = i / (H::RANK / VECTOR), j = i % (H::RANK / VECTOR) * VECTOR;
     if (row + r >= rows || j >= rank) continue;
-    *reinterpret_cast<lath_16_bytes *>(p + (row + r) * rank + j) = *reinterpret_cast<const lath_16_bytes *>(from + r * (RANK + PAD) + j);
+    *reinterpret_cast<lath_16_bytes *>(p + (row + r) * rank + j) =
+        *reinterpret_cast<const lath_16_bytes *>(from + r * (H::RANK + PAD) + j);
   }
 }
-
 
 /* c (32, 8 N of this warp) = sum + bias. A thread holds 2 neighbours of each 8 columns; of two such groups, it gives its 2 of one to the
  * thread beside it and takes that one's 2 of the other, so that it stores 4 neighbours and four threads fill a sector of 32 bytes. */
@@ -196,92 +200,105 @@ struct fused_args {
   T *p;
 };
 
-/* Step 1: this warp's part of the intermediate, (32, RANK / 4), in registers. */
-template <int RANK, bool TRANSPOSED, class T>
-static __device__ inline void make_intermediate(float (*sum)[RANK / 32][4], T *ring, const struct fused_args<T> &g, int64_t row,
-                                                int warp_row, int warp_column) {
-  constexpr int STAGES = sizes<RANK>::stages, STAGE = sizes<RANK>::stage, OFFSET = ROWS * (SLICE + PAD);
+/* Step 1: this warp's part of the intermediate, (32, 8 N), in registers. */
+template <class H, int N, class T>
+static __device__ inline void make_intermediate(float (*sum)[N][4], T *ring, const struct fused_args<T> &g, int64_t row, int warp_row,
+                                                int warp_across) {
   const int64_t steps = (g.k + SLICE - 1) / SLICE;
 #pragma unroll
-  for (int s = 0; s < STAGES - 1; s++) {
-    if (s < steps) copy_slice<RANK, TRANSPOSED>(ring + s * STAGE, g.a, g.first, row, (int64_t)s * SLICE);
+  for (int s = 0; s < H::STAGES - 1; s++) {
+    if (s < steps) copy_slice<H>(ring + s * H::STAGE, g.a, g.first, row, (int64_t)s * SLICE);
     lath_cp_async_commit();
   }
-  int at = 0, next = STAGES - 1;
+  int at = 0, next = H::STAGES - 1;
 #pragma unroll 1
   for (int64_t step = 0; step < steps; step++) {
-    lath_cp_async_wait<STAGES - 2>();
+    lath_cp_async_wait<H::STAGES - 2>();
     __syncthreads(); /* this stage has arrived for all threads, and all are done with the one before it, which is filled next */
-    if (step + STAGES - 1 < steps) copy_slice<RANK, TRANSPOSED>(ring + next * STAGE, g.a, g.first, row, (step + STAGES - 1) * SLICE);
+    if (step + H::STAGES - 1 < steps) copy_slice<H>(ring + next * H::STAGE, g.a, g.first, row, (step + H::STAGES - 1) * SLICE);
     lath_cp_async_commit();
-    const T *a = ring + at * STAGE + warp_row * (SLICE + PAD), *b = ring + at * STAGE + OFFSET;
-    if constexpr (TRANSPOSED)
-      multiply_tiles<RANK / 32, SLICE, SLICE + PAD, RANK + PAD, true>(sum, a, b + warp_column * (RANK / 4));
+    const T *a = ring + at * H::STAGE + warp_row * (SLICE + PAD), *b = ring + at * H::STAGE + H::ROWS * (SLICE + PAD);
+    if constexpr (H::TRANSPOSED)
+      multiply_tiles<N, SLICE, SLICE + PAD, H::RANK + PAD, true>(sum, a, b + warp_across * 8 * N);
     else
-      multiply_tiles<RANK / 32, SLICE, SLICE + PAD, SLICE + PAD, false>(sum, a, b + warp_column * (RANK / 4) * (SLICE + PAD));
-    at = at + 1 < STAGES ? at + 1 : 0;
-    next = next + 1 < STAGES ? next + 1 : 0;
+      multiply_tiles<N, SLICE, SLICE + PAD, SLICE + PAD, false>(sum, a, b + warp_across * 8 * N * (SLICE + PAD));
+    at = at + 1 < H::STAGES ? at + 1 : 0;
+    next = next + 1 < H::STAGES ? next + 1 : 0;
   }
   lath_cp_async_wait<0>();
   __syncthreads(); /* the ring is free */
 }
 
 /* Step 3: tiles of c from `tile` to `end`. */
-template <int RANK, bool TRANSPOSED, class T>
+template <class H, class T>
 static __device__ inline void make_c(T *ring, const T *intermediate, const struct fused_args<T> &g, int64_t row, int64_t tile, int64_t end,
-                                     int warp_row, int warp_column) {
-  constexpr int WIDTH = sizes<RANK>::width, TILE = sizes<RANK>::tile, N = WIDTH / 32;
-  if (tile < end) copy_second<RANK, TRANSPOSED>(ring, g.second, tile * WIDTH);
+                                     int warp_row, int warp_across) {
+  constexpr int N = H::WIDTH / H::WARPS_ACROSS / 8;
+  if (tile < end) copy_second<H>(ring, g.second, tile * H::WIDTH);
   lath_cp_async_commit();
 #pragma unroll 1
   for (int at = 0; tile < end; tile++, at ^= 1) {
     lath_cp_async_wait<0>();
     __syncthreads(); /* as above; the first time also for the intermediate */
-    if (tile + 1 < end) copy_second<RANK, TRANSPOSED>(ring + (at ^ 1) * TILE, g.second, (tile + 1) * WIDTH);
+    if (tile + 1 < end) copy_second<H>(ring + (at ^ 1) * H::TILE, g.second, (tile + 1) * H::WIDTH);
     lath_cp_async_commit();
     float sum[2][N][4] = {};
-    const T *a = intermediate + warp_row * (RANK + PAD), *b = ring + at * TILE;
-    if constexpr (TRANSPOSED)
-      multiply_tiles<N, RANK, RANK + PAD, WIDTH + PAD, true>(sum, a, b + warp_column * (WIDTH / 4));
+    const T *a = intermediate + warp_row * (H::RANK + PAD), *b = ring + at * H::TILE;
+    if constexpr (H::TRANSPOSED)
+      multiply_tiles<N, H::RANK, H::RANK + PAD, H::WIDTH + PAD, true>(sum, a, b + warp_across * 8 * N);
     else
-      multiply_tiles<N, RANK, RANK + PAD, RANK + PAD, false>(sum, a, b + warp_column * (WIDTH / 4) * (RANK + PAD));
-    store_tile<N>(g.c, sum, g.bias, row + warp_row, tile * WIDTH + warp_column * (WIDTH / 4));
+      multiply_tiles<N, H::RANK, H::RANK + PAD, H::RANK + PAD, false>(sum, a, b + warp_across * 8 * N * (H::RANK + PAD));
+    store_tile<N>(g.c, sum, g.bias, row + warp_row, tile * H::WIDTH + warp_across * 8 * N);
   }
   lath_cp_async_wait<0>();
 }
 
-/* launch: fused threads=256 shared=46080,87040,101376 for rank 64,128,256 */
-template <int RANK, bool TRANSPOSED, class T>
-static __global__ void __launch_bounds__(THREADS, RANK == 256 ? 1 : 2) fused(struct fused_args<T> g) {
+/* launch: fused threads=256 shared=dynamic (lath_fused_shared_bytes) */
+template <class H, class T>
+static __global__ void __launch_bounds__(THREADS, H::RANK == 256 ? 1 : 2) fused(struct fused_args<T> g) {
+  constexpr int N = H::RANK / H::WARPS_ACROSS / 8;
   LATH_DYNAMIC_SHARED(T, ring);
-  T *intermediate = ring + sizes<RANK>::ring;
-  const int warp = (int)threadIdx.x / 32, warp_row = warp / WARP_COLUMNS * WARP_ROWS, warp_column = warp % WARP_COLUMNS;
-  const int64_t row = (int64_t)blockIdx.x * ROWS, tiles = (g.c.cols + sizes<RANK>::width - 1) / sizes<RANK>::width;
-  float sum[2][RANK / 32][4] = {};
-  make_intermediate<RANK, TRANSPOSED>(sum, ring, g, row, warp_row, warp_column);
-  keep_intermediate<RANK / 32, RANK + PAD>(intermediate + warp_row * (RANK + PAD), sum, g.inner_bias, warp_column * (RANK / 4), g.rank);
+  T *intermediate = ring + H::RING;
+  const int warp = (int)threadIdx.x / 32, warp_row = warp / H::WARPS_ACROSS * WARP_ROWS, warp_across = warp % H::WARPS_ACROSS;
+  const int64_t row = (int64_t)blockIdx.x * H::ROWS, tiles = (g.c.cols + H::WIDTH - 1) / H::WIDTH;
+  float sum[2][N][4] = {};
+  make_intermediate<H, N>(sum, ring, g, row, warp_row, warp_across);
+  keep_intermediate<N, H::RANK + PAD>(intermediate + warp_row * (H::RANK + PAD), sum, g.inner_bias, warp_across * 8 * N, g.rank);
   if (g.p && blockIdx.y == 0) {
     __syncthreads();
-    store_intermediate<RANK>(g.p, intermediate, row, g.c.rows, g.rank);
+    store_intermediate<H>(g.p, intermediate, row, g.c.rows, g.rank);
   }
-  make_c<RANK, TRANSPOSED>(ring, intermediate, g, row, tiles * blockIdx.y / gridDim.y, tiles * (blockIdx.y + 1) / gridDim.y, warp_row,
-                           warp_column);
+  make_c<H>(ring, intermediate, g, row, tiles * blockIdx.y / gridDim.y, tiles * (blockIdx.y + 1) / gridDim.y, warp_row, warp_across);
 }
 
 /* ---- host ------------------------------------------------------------------------------------------------------------------------------- */
 
-static int padded(int64_t rank) { return rank <= 64 ? 64 : rank <= 128 ? 128 : 256; }
-
-extern "C" int lath_fused_shared_bytes(int64_t rank) {
-  const int elements = padded(rank) == 64 ? sizes<64>::total : padded(rank) == 128 ? sizes<128>::total : sizes<256>::total;
-  return elements * 2;
+/* The one place that knows which shapes there are: use(shape) for that of the call. */
+template <bool TRANSPOSED, class Use>
+static auto with_rank(int64_t rank, int tile_rows, Use use) {
+  if (rank <= 64) return tile_rows == 128 ? use(shape<128, 64, TRANSPOSED>()) : use(shape<64, 64, TRANSPOSED>());
+  if (rank <= 128) return tile_rows == 128 ? use(shape<128, 128, TRANSPOSED>()) : use(shape<64, 128, TRANSPOSED>());
+  return use(shape<64, 256, TRANSPOSED>());
 }
 
-extern "C" int lath_fused_shares(const struct lath_fused *f, int multiprocessors) {
-  const int64_t tiles = lath_blocks(f->n, padded(f->rank) == 256 ? 64 : 128), blocks = lath_blocks(f->rows, ROWS);
-  int64_t shares = multiprocessors / blocks;
+template <class Use>
+static auto with_shape(const struct lath_fused *f, int tile_rows, Use use) {
+  return f->transposed ? with_rank<true>(f->rank, tile_rows, use) : with_rank<false>(f->rank, tile_rows, use);
+}
+
+extern "C" int lath_fused_shared_bytes(const struct lath_fused *f, int tile_rows) {
+  return with_shape(f, tile_rows, [](auto h) { return (int)decltype(h)::BYTES; });
+}
+
+extern "C" int lath_fused_has_tile(const struct lath_fused *f, int tile_rows) {
+  return tile_rows == 64 || (tile_rows == 128 && f->rank <= 128);
+}
+
+extern "C" int lath_fused_shares(const struct lath_fused *f, int tile_rows, int multiprocessors) {
+  const int64_t tiles = lath_blocks(f->n, with_shape(f, tile_rows, [](auto h) { return (int)decltype(h)::WIDTH; }));
+  int64_t shares = multiprocessors / lath_blocks(f->rows, tile_rows);
   /* Each further block repeats the first product, which should not cost more than what it takes over of the second. */
-  const int64_t most = f->k > 0 ? 1 + f->n / f->k : 1;
+  const int64_t most = 1 + f->n / f->k;
   if (shares > most) shares = most;
   if (shares > tiles) shares = tiles;
   return shares > 1 ? (int)shares : 1;
@@ -293,42 +310,39 @@ static struct source<T> as_source(const void *data, int64_t stride, int64_t rows
   return s;
 }
 
-template <int RANK, bool TRANSPOSED, class T>
-static cudaError_t launch(const struct lath_fused *f, const struct lath_device *device, int ordinal, void *stream) {
-  static bool allowed[LATH_MAX_DEVICES]; /* a race of two threads sets the same limit twice */
-  const int bytes = lath_fused_shared_bytes(f->rank);
-  if (!__atomic_load_n(&allowed[ordinal], __ATOMIC_RELAXED)) {
-    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void *>(&fused<RANK, TRANSPOSED, T>),
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    if (error) return error;
-    __atomic_store_n(&allowed[ordinal], true, __ATOMIC_RELAXED);
-  }
+/* More shared memory than 48 KiB has to be asked for, once for each kernel and device. */
+template <class H, class T>
+static cudaError_t allow(int ordinal) {
+  static bool allowed[LATH_MAX_DEVICES]; /* two threads at once set the same limit twice */
+  if (__atomic_load_n(&allowed[ordinal], __ATOMIC_RELAXED)) return cudaSuccess;
+  const cudaError_t error =
+      cudaFuncSetAttribute(reinterpret_cast<const void *>(&fused<H, T>), cudaFuncAttributeMaxDynamicSharedMemorySize, H::BYTES);
+  if (!error) __atomic_store_n(&allowed[ordinal], true, __ATOMIC_RELAXED);
+  return error;
+}
+
+template <class H, class T>
+static cudaError_t launch(const struct lath_fused *f, int shares, int ordinal, void *stream) {
+  const cudaError_t error = allow<H, T>(ordinal);
+  if (error) return error;
+  const bool transposed = H::TRANSPOSED;
   struct fused_args<T> g;
   g.a = as_source<T>(f->a, f->s_a, f->rows, f->k);
-  g.first = TRANSPOSED ? as_source<T>(f->first, f->s_first, f->k, f->rank) : as_source<T>(f->first, f->s_first, f->rank, f->k);
-  g.second = TRANSPOSED ? as_source<T>(f->second, f->s_second, f->rank, f->n) : as_source<T>(f->second, f->s_second, f->n, f->rank);
+  g.first = transposed ? as_source<T>(f->first, f->s_first, f->k, f->rank) : as_source<T>(f->first, f->s_first, f->rank, f->k);
+  g.second = transposed ? as_source<T>(f->second, f->s_second, f->rank, f->n) : as_source<T>(f->second, f->s_second, f->n, f->rank);
   g.c = as_source<T>(f->c, f->s_c, f->rows, f->n);
   g.k = f->k, g.rank = f->rank;
   g.inner_bias = static_cast<const T *>(f->inner_bias), g.bias = static_cast<const T *>(f->bias), g.p = static_cast<T *>(f->p);
-  const dim3 grid((unsigned)lath_blocks(f->rows, ROWS), (unsigned)lath_fused_shares(f, device->multiprocessors));
-  LATH_LAUNCH((fused<RANK, TRANSPOSED, T>), grid, dim3(THREADS), bytes, stream, g);
+  const dim3 grid((unsigned)lath_blocks(f->rows, H::ROWS), (unsigned)shares);
+  LATH_LAUNCH((fused<H, T>), grid, dim3(THREADS), H::BYTES, stream, g);
   return cudaGetLastError();
 }
 
-template <bool TRANSPOSED, class T>
-static cudaError_t launch_rank(const struct lath_fused *f, const struct lath_device *device, int ordinal, void *stream) {
-  if (padded(f->rank) == 64) return launch<64, TRANSPOSED, T>(f, device, ordinal, stream);
-  if (padded(f->rank) == 128) return launch<128, TRANSPOSED, T>(f, device, ordinal, stream);
-  return launch<256, TRANSPOSED, T>(f, device, ordinal, stream);
-}
-
-template <class T>
-static cudaError_t launch_type(const struct lath_fused *f, const struct lath_device *device, int ordinal, void *stream) {
-  return f->transposed ? launch_rank<true, T>(f, device, ordinal, stream) : launch_rank<false, T>(f, device, ordinal, stream);
-}
-
-extern "C" int lath_cuda_fused(const struct lath_fused *f, const struct lath_device *device, int ordinal, void *stream) {
-  if (lath_blocks(f->rows, ROWS) > INT32_MAX) return cudaErrorInvalidValue;
-  if (f->dtype == LATH_F16) return launch_type<__half>(f, device, ordinal, stream);
-  return launch_type<__nv_bfloat16>(f, device, ordinal, stream);
+extern "C" int lath_cuda_fused(const struct lath_fused *f, int tile_rows, int multiprocessors, int ordinal, void *stream) {
+  const int shares = lath_fused_shares(f, tile_rows, multiprocessors);
+  if (lath_blocks(f->rows, tile_rows) > INT32_MAX) return cudaErrorInvalidValue;
+  return with_shape(f, tile_rows, [=](auto h) {
+    typedef decltype(h) H;
+    return f->dtype == LATH_F16 ? launch<H, __half>(f, shares, ordinal, stream) : launch<H, __nv_bfloat16>(f, shares, ordinal, stream);
+  });
 }

@@ -84,13 +84,13 @@ static double few_time(const struct times *t) {
 }
 
 /* Blocks come in waves of one per multiprocessor. Each reads its rows from memory and all weights through L2. */
-static double fused_time(const struct times *t, const struct lath_fused *f) {
-  const int64_t tiles = lath_blocks(f->rows, LATH_FUSED_ROWS), shares = lath_fused_shares(f, (int)t->multiprocessors);
+static double fused_time(const struct times *t, const struct lath_fused *f, int tile_rows) {
+  const int64_t tiles = lath_blocks(f->rows, tile_rows), shares = lath_fused_shares(f, tile_rows, (int)t->multiprocessors);
   const int64_t waves = lath_blocks(tiles * shares, (int64_t)t->multiprocessors), rank = f->rank <= 64 ? 64 : f->rank <= 128 ? 128 : 256;
-  const double first = (double)f->k, second = (double)f->n / (double)shares;
-  const double block_operations = 2.0 * LATH_FUSED_ROWS * (double)rank * (first + second);
+  const double first = (double)f->k, second = (double)f->n / (double)shares, rows = (double)tile_rows;
+  const double block_operations = 2.0 * rows * (double)rank * (first + second);
   const double block_weights = (double)f->rank * (first + second) * t->bytes;
-  const double block_rows = LATH_FUSED_ROWS * (first + second + (f->p ? (double)f->rank : 0.0)) * t->bytes;
+  const double block_rows = rows * (first + second + (f->p ? (double)f->rank : 0.0)) * t->bytes;
   return LAUNCH_NS + (double)waves * longest(longest(block_operations / FUSED_RATE, (block_weights + block_rows) / CACHE_RATE),
                                              block_rows / MEMORY_RATE);
 }
@@ -153,11 +153,11 @@ struct lath_fused lath_fused_dx(const struct lath_lowrank_linear *a, void *dp) {
 
 static int on_16_bytes(const void *data, int64_t stride) { return (uintptr_t)data % 16 == 0 && stride % 8 == 0; }
 
-static int can_fuse(const struct lath_fused *f, const struct lath_device *device) {
+static int can_fuse(const struct lath_fused *f, int tile_rows, const struct lath_device *device) {
   return lath_is_16_bit(f->dtype) && device->capability >= 80 && f->rank <= LATH_FUSED_RANK && f->rows > 0 && f->k > 0 && f->rank > 0 &&
          f->n > 0 && f->k % 8 == 0 && f->rank % 8 == 0 && f->n % 8 == 0 && on_16_bytes(f->a, f->s_a) &&
          on_16_bytes(f->first, f->s_first) && on_16_bytes(f->second, f->s_second) && on_16_bytes(f->c, f->s_c) &&
-         on_16_bytes(f->p, 0) && lath_fused_shared_bytes(f->rank) <= device->shared_bytes;
+         on_16_bytes(f->p, 0) && lath_fused_has_tile(f, tile_rows) && lath_fused_shared_bytes(f, tile_rows) <= device->shared_bytes;
 }
 
 static int can_few(const struct lath_lowrank_linear *a, int backward) {
@@ -173,36 +173,42 @@ static int wants_dx(const struct lath_lowrank_linear *a) {
 
 struct choice {
   lath_lowrank_kernel kernel;
+  int tile_rows;
   double time;
 };
 
-static void consider(struct choice *best, lath_lowrank_kernel kernel, int possible, double time) {
-  if (!possible) return;
-  if ((int)kernel == forced) time = -1.0;
-  if (time < best->time) *best = (struct choice){kernel, time};
+/* Among forced ones the shortest, too. */
+static void consider(struct choice *best, lath_lowrank_kernel kernel, int tile_rows, double time) {
+  if ((int)kernel == forced) time -= 1e200;
+  if (time < best->time) *best = (struct choice){kernel, tile_rows, time};
+}
+
+static void consider_fused(struct choice *best, const struct times *t, const struct lath_device *device, const struct lath_fused *f,
+                           double further) {
+  for (int tile_rows = 64; tile_rows <= 128; tile_rows += 64)
+    if (can_fuse(f, tile_rows, device)) consider(best, LATH_LOWRANK_FUSED, tile_rows, fused_time(t, f, tile_rows) + further);
 }
 
 static struct choice choose_forward(const struct times *t, const struct lath_device *device) {
   const struct lath_lowrank_linear *a = t->a;
   const struct lath_fused fused = lath_fused_forward(a);
-  const int factored = a->association != LATH_MERGED || a->dtype == LATH_F64, may_fuse = factored && can_fuse(&fused, device);
-  struct choice best = {LATH_LOWRANK_PRODUCTS, 1e300};
-  consider(&best, LATH_LOWRANK_PRODUCTS, factored, products_time(t));
-  consider(&best, LATH_LOWRANK_FEW, factored && can_few(a, 0), few_time(t));
-  consider(&best, LATH_LOWRANK_FUSED, may_fuse, may_fuse ? fused_time(t, &fused) : 0.0);
-  consider(&best, LATH_LOWRANK_MERGED, a->association != LATH_FACTORED && a->dtype != LATH_F64, merged_time(t));
+  struct choice best = {LATH_LOWRANK_PRODUCTS, 0, 1e300};
+  if (a->association != LATH_FACTORED && a->dtype != LATH_F64) consider(&best, LATH_LOWRANK_MERGED, 0, merged_time(t));
+  if (a->association == LATH_MERGED && a->dtype != LATH_F64) return best;
+  consider(&best, LATH_LOWRANK_PRODUCTS, 0, products_time(t));
+  consider_fused(&best, t, device, &fused, 0.0);
+  if (can_few(a, 0)) consider(&best, LATH_LOWRANK_FEW, 0, few_time(t));
   return best;
 }
 
 static struct choice choose_backward(const struct times *t, const struct lath_device *device) {
   const struct lath_lowrank_linear *a = t->a;
   const struct lath_fused fused = lath_fused_dx(a, NULL);
-  const int factored = a->association != LATH_MERGED || a->dtype == LATH_F64;
-  const int may_fuse = factored && wants_dx(a) && can_fuse(&fused, device);
-  struct choice best = {LATH_LOWRANK_PRODUCTS, 1e300};
-  consider(&best, LATH_LOWRANK_PRODUCTS, factored, products_dx_time(t) + factors_time(t));
-  consider(&best, LATH_LOWRANK_FUSED, may_fuse, may_fuse ? fused_time(t, &fused) + factors_time(t) : 0.0);
-  consider(&best, LATH_LOWRANK_MERGED, a->association != LATH_FACTORED && a->dtype != LATH_F64, merged_backward_time(t));
+  struct choice best = {LATH_LOWRANK_PRODUCTS, 0, 1e300};
+  if (a->association != LATH_FACTORED && a->dtype != LATH_F64) consider(&best, LATH_LOWRANK_MERGED, 0, merged_backward_time(t));
+  if (a->association == LATH_MERGED && a->dtype != LATH_F64) return best;
+  consider(&best, LATH_LOWRANK_PRODUCTS, 0, products_dx_time(t) + factors_time(t));
+  if (wants_dx(a)) consider_fused(&best, t, device, &fused, factors_time(t));
   return best;
 }
 
@@ -216,8 +222,9 @@ static double product_rate(const struct lath_lowrank_linear *a, const struct lat
   return (unsigned)mode & (unsigned)CUBLAS_TF32_TENSOR_OP_MATH ? LIBRARY_TF32_RATE : LIBRARY_F32_RATE;
 }
 
-lath_status lath_cuda_plan(const struct lath_lowrank_linear *a, const struct lath_cuda *cuda, int backward,
-                           struct lath_lowrank_plan *plan, struct lath_device *device) {
+lath_status lath_cuda_choose(const struct lath_lowrank_linear *a, const struct lath_cuda *cuda, int backward,
+                             struct lath_cuda_choice *choice) {
+  struct lath_device *device = &choice->device;
   if (lath_device(cuda->device, device)) return LATH_DEVICE_FAILED;
   const struct times times = {.a = a,
                               .multiprocessors = device->multiprocessors,
@@ -225,7 +232,8 @@ lath_status lath_cuda_plan(const struct lath_lowrank_linear *a, const struct lat
                               .bytes = (double)lath_dtype_size(a->dtype)};
   const struct choice best = backward ? choose_backward(&times, device) : choose_forward(&times, device);
   const int merged = best.kernel == LATH_LOWRANK_MERGED;
-  *plan = (struct lath_lowrank_plan){
+  choice->tile_rows = best.tile_rows;
+  choice->plan = (struct lath_lowrank_plan){
       .association = merged ? LATH_MERGED : LATH_FACTORED,
       .kernel = best.kernel,
       .macs = merged ? merged_macs(a, backward) : factored_macs(a, backward),
@@ -238,9 +246,11 @@ lath_status lath_cuda_plan(const struct lath_lowrank_linear *a, const struct lat
 
 lath_status lath_cuda_lowrank_linear_plan(const struct lath_lowrank_linear *a, const struct lath_cuda *cuda, int backward,
                                           struct lath_lowrank_plan *plan) {
-  struct lath_device device;
+  struct lath_cuda_choice choice;
   if (!a || !cuda || !plan || a->association < LATH_AUTO || a->association > LATH_MERGED) return LATH_INVALID_ARGUMENT;
   LATH_TRY(lath_cuda_check_dtype(a->dtype));
   LATH_TRY(lath_lowrank_check_extents(a));
-  return lath_cuda_plan(a, cuda, backward, plan, &device);
+  LATH_TRY(lath_cuda_choose(a, cuda, backward, &choice));
+  *plan = choice.plan;
+  return LATH_OK;
 }

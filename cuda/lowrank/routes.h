@@ -30,15 +30,15 @@ struct lath_fused {
 };
 
 #define LATH_FUSED_RANK 256
-#define LATH_FUSED_ROWS 64 /* of one block */
 
-/* Dynamic shared memory of a block for this rank. */
-int lath_fused_shared_bytes(int64_t rank);
+/* A block takes 64 rows, or 128 where the rank leaves room for that: `tile_rows` below. */
+int lath_fused_has_tile(const struct lath_fused *fused, int tile_rows);
+int lath_fused_shared_bytes(const struct lath_fused *fused, int tile_rows); /* dynamic shared memory of a block */
 
 /* Blocks that share the columns of one tile of rows, each of which makes the intermediate anew. */
-int lath_fused_shares(const struct lath_fused *fused, int multiprocessors);
+int lath_fused_shares(const struct lath_fused *fused, int tile_rows, int multiprocessors);
 
-int lath_cuda_fused(const struct lath_fused *fused, const struct lath_device *device, int ordinal, void *stream); /* cudaError_t */
+int lath_cuda_fused(const struct lath_fused *fused, int tile_rows, int multiprocessors, int ordinal, void *stream); /* cudaError_t */
 
 /* ---- few rows (few.cu): y = (x v^T + inner_bias) u^T + bias ---------------------------------------------------------------------- */
 
@@ -50,9 +50,15 @@ int lath_cuda_few(const struct lath_lowrank_linear *args, void *partial, int spl
 
 /* ---- planner (plan.c) ------------------------------------------------------------------------------------------------------------ */
 
-/* The plan, and what is known about the device. Arguments have been checked. */
-lath_status lath_cuda_plan(const struct lath_lowrank_linear *args, const struct lath_cuda *cuda, int backward,
-                           struct lath_lowrank_plan *plan, struct lath_device *device);
+struct lath_cuda_choice {
+  struct lath_lowrank_plan plan;
+  int tile_rows; /* of the fused kernel */
+  struct lath_device device;
+};
+
+/* Arguments have been checked. */
+lath_status lath_cuda_choose(const struct lath_lowrank_linear *args, const struct lath_cuda *cuda, int backward,
+                             struct lath_cuda_choice *choice);
 
 /* The two calls of the fused kernel that a low-rank layer makes. */
 struct lath_fused lath_fused_forward(const struct lath_lowrank_linear *args);
