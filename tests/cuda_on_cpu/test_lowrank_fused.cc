@@ -31,6 +31,7 @@ Operand Ternary(lath_dtype dtype, int64_t rows, int64_t cols, int64_t gap, uint3
 }
 
 void Check(const Call &call, uint32_t seed) {
+  if (LeftOut(seed)) return;
   Choices choices(seed);
   const LowrankShape &s = call.shape;
   const Operand a = Ternary(call.dtype, s.rows, s.in, 8 * choices.Below(2), seed);
