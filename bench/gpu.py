@@ -96,7 +96,7 @@ def describe(clock: GpuClock | HostClock) -> dict:
     }
     machine["cuda side"] = lath.info().cuda
     if not clock.graphs:
-        return {**machine, "device": "rehearsal on the processor", "cache": MIB}
+        return {**machine, "device": "rehearsal on the processor", "cache": 1 << 12}
     properties = torch.cuda.get_device_properties(0)
     machine["device"] = properties.name
     machine["capability"] = f"{properties.major}.{properties.minor}"

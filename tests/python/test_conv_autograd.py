@@ -9,10 +9,11 @@ import lath
 import pytest
 import torch
 from lath import _conv
-from operator_cases import OperatorLog
+from operator_cases import OperatorLog, every_device
 from oracles import lowrank_conv2d
 from torch.autograd import gradcheck, gradgradcheck
 
+pytestmark = every_device
 NAMES = ("x", "weight_v", "weight_u", "bias", "inner_bias")
 MODES = ("separable", "pointwise")
 every_mode = pytest.mark.parametrize("mode", MODES)
@@ -179,6 +180,7 @@ def saved_shapes(y):
     return [tuple(t.shape) for t in y.grad_fn.saved_tensors]
 
 
+@pytest.mark.cpu_only
 @every_mode
 def test_intermediate_is_kept_only_where_it_helps(mode):
     """For the gradient of weight_u, and if the plan says so."""

@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lath.factor import conv_break_even_rank, conv_factors, conv_matrix, merge_conv
 from lath.nn import LowRankConv2d
+from operator_cases import every_device
 from oracles import DTYPES
 from torch import nn
 from torch.nn.functional import conv2d
 
+pytestmark = every_device
 MODES = ("separable", "pointwise")
 every_mode = pytest.mark.parametrize("mode", MODES)
 every_group = pytest.mark.parametrize("groups", [1, 2])
@@ -91,6 +93,7 @@ def test_attributes_are_those_of_conv2d():
     assert (layer.rank, layer.mode) == (2, "separable")
 
 
+@pytest.mark.cpu_only
 def test_repr():
     text = (
         "LowRankConv2d(4, 6, kernel_size=(3, 3), rank=2, stride=(1, 1), padding=(1, 1), bias=True, inner_bias=False, "
@@ -102,6 +105,7 @@ def test_repr():
     assert "padding_mode=reflect" in repr(make(padding_mode="reflect"))
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -139,6 +143,7 @@ def test_dtypes(mode, groups, dtype):
     torch.testing.assert_close(y.double(), copy.deepcopy(layer).double()(x.double()), **tolerance)
 
 
+@pytest.mark.cpu_only
 def test_half_is_refused_at_the_call():
     with pytest.raises(RuntimeError, match=r"lath::lowrank_conv2d\w*: x: got dtype torch.float16, expected"):
         make().half()(images().half())
@@ -412,6 +417,8 @@ def write_data(layer):
 
 
 def write_numpy(layer):
+    if layer.weight_v.is_cuda:
+        pytest.skip("numpy sees main memory only")
     layer.weight_v.detach().numpy()[:] = 0.5
 
 
@@ -539,6 +546,7 @@ def test_safetensors(tmp_path):
     assert torch.equal(model(x), other(x))
 
 
+@pytest.mark.cpu_only
 @every_mode
 def test_meta_device(mode):
     layer = make(mode, device="meta", dtype=torch.float32)

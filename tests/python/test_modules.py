@@ -14,8 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lath.nn import LowRankLinear
+from operator_cases import every_device
 from oracles import DTYPES, assert_close_lowrank
 from torch import nn
+
+pytestmark = every_device
 
 
 def expected(layer, x):
@@ -60,17 +63,20 @@ def test_parameters(bias, inner_bias):
     assert_right(layer)
 
 
+@pytest.mark.cpu_only
 def test_repr():
     text = "LowRankLinear(in_features=7, out_features=5, rank=3, bias=True, inner_bias=False)"
     assert repr(LowRankLinear(7, 5, 3)) == text
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(("rank", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError)])
 def test_bad_rank(rank, error):
     with pytest.raises(error, match=f"rank is {rank!r}"):
         LowRankLinear(4, 4, rank)
 
 
+@pytest.mark.cpu_only
 def test_bad_sizes():
     with pytest.raises(ValueError, match="must not be negative"):
         LowRankLinear(-1, 4, 2)
@@ -94,6 +100,7 @@ def test_dtypes(dtype):
     assert_close_lowrank(layer(x), x, layer.weight_v, layer.weight_u, layer.bias, layer.inner_bias)
 
 
+@pytest.mark.cpu_only
 def test_half_is_refused_at_the_call():
     layer = LowRankLinear(7, 5, 3).half()
     with pytest.raises(
@@ -224,6 +231,8 @@ def write_in_data(layer):
 
 
 def write_numpy(layer):
+    if layer.weight_v.is_cuda:
+        pytest.skip("numpy sees main memory only")
     layer.weight_v.detach().numpy()[:] = 0.5
 
 
@@ -370,6 +379,7 @@ def test_safetensors(tmp_path):
     assert torch.equal(model(x), other(x))
 
 
+@pytest.mark.cpu_only
 def test_meta_device():
     layer = LowRankLinear(7, 5, 3, inner_bias=True, device="meta")
     assert layer(torch.randn(2, 7, device="meta")).shape == (2, 5)

@@ -11,11 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from operator_cases import CUDA_OPERATORS
+from operator_cases import CUDA_OPERATORS, every_device
 from oracles import DTYPES, assert_close_lowrank, lowrank
 
 NONE = torch.empty(0)
 ops = torch.ops.lath
+pytestmark = every_device
 
 
 # ---- opcheck ------------------------------------------------------------------------------------------------------
@@ -128,6 +129,7 @@ def registered():
     return {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("lath::")}
 
 
+@pytest.mark.cpu_only
 def test_every_operator_has_samples():
     assert registered() - CUDA_OPERATORS == set(SAMPLES)
 
@@ -141,6 +143,7 @@ def test_opcheck(name):
         )
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("name", SAMPLES)
 def test_opcheck_dynamic_shapes(name):
     """Compiling with symbolic sizes takes seconds a sample: the first one of each operator stands for all."""
@@ -201,6 +204,7 @@ def test_leading_dimensions(shape):
     assert_close_lowrank(y, x, v, u)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("rows", [1, 5, 300])
 @pytest.mark.parametrize("association", ["factored", "merged"])
 def test_result_does_not_depend_on_threads(rows, association):
@@ -234,6 +238,7 @@ def test_nan_stays_in_its_row(rows, dtype):
     assert y.isnan().sum() == 9
 
 
+@pytest.mark.cpu_only
 def test_meta_tensors():
     args = [torch.randn(n, device="meta") for n in ((2, 3, 7), (4, 7), (5, 4))]
     y = lath.ops.lowrank_linear(*args)
@@ -244,6 +249,7 @@ def test_meta_tensors():
 # ---- the planner --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cpu_only
 @given(st.integers(1, 4096), st.integers(1, 4096), st.integers(1, 4096), st.integers(1, 4096))
 def test_plan_counts_multiply_adds(rows, n, r, m):
     plan = lath.ops.lowrank_linear_plan(rows, n, r, m)
@@ -254,12 +260,14 @@ def test_plan_counts_multiply_adds(rows, n, r, m):
     assert lath.ops.lowrank_linear_plan(rows, n, r, m, "merged").kernel == "merged"
 
 
+@pytest.mark.cpu_only
 def test_plan_takes_the_cheaper_association():
     assert lath.ops.lowrank_linear_plan(256, 1024, 128, 1024).association == "factored"
     assert lath.ops.lowrank_linear_plan(65536, 1024, 1024, 1024).association == "merged"
     assert lath.ops.lowrank_linear_plan(1, 1024, 1024, 1024).association == "factored"
 
 
+@pytest.mark.cpu_only
 def test_plan_of_impossible_sizes():
     with pytest.raises(RuntimeError, match="lowrank_linear_plan"):
         lath.ops.lowrank_linear_plan(2**62, 2**62, 1, 1)
@@ -287,7 +295,7 @@ def test_autocast_acts_as_for_linear(x_dtype, weight_dtype, grad):
     v, u, bias, inner_bias = (torch.randn(n, dtype=weight_dtype) for n in ((4, 9), (7, 4), (7,), (4,)))
     for t in (v, u, bias, inner_bias):
         t.requires_grad_(grad)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
         y = lath.ops.lowrank_linear(x, v, u, bias, inner_bias)
         assert y.dtype == torch.nn.functional.linear(x, v).dtype
         assert lath.ops.linear(x, v, inner_bias).dtype == y.dtype
@@ -298,6 +306,7 @@ def test_autocast_acts_as_for_linear(x_dtype, weight_dtype, grad):
         assert all(t.grad.dtype == weight_dtype for t in (v, u, bias, inner_bias))
 
 
+@pytest.mark.cpu_only
 def test_autocast_to_float16_is_refused():
     with torch.autocast("cpu", dtype=torch.float16):
         for call in (lambda: lath.ops.lowrank_linear(*factors()), lambda: lath.ops.linear(*factors()[:2])):
@@ -306,7 +315,7 @@ def test_autocast_to_float16_is_refused():
 
 
 def test_autocast_switched_off():
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(torch.get_default_device().type, enabled=False):
         assert lath.ops.lowrank_linear(*factors()).dtype == torch.float32
 
 
@@ -337,10 +346,13 @@ BAD = {
 def test_bad_tensors(case, grad):
     change, message = BAD[case]
     x, v, u = factors()
+    if case == "half" and x.is_cuda:
+        pytest.skip("CUDA has kernels for it")
     with pytest.raises(RuntimeError, match=rf"lath::lowrank_linear\w*: {message}.*expected"):
         lath.ops.lowrank_linear(*change(x, v, u.requires_grad_(grad)))
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("case", [case for case in BAD if case != "sparse"])
 def test_shape_functions_refuse_the_same(case):
     change, message = BAD[case]
@@ -349,6 +361,7 @@ def test_shape_functions_refuse_the_same(case):
         lath.ops.lowrank_linear(*args)
 
 
+@pytest.mark.cpu_only
 def test_bad_python_arguments():
     with pytest.raises(ValueError, match="association is 'sideways'"):
         lath.ops.lowrank_linear(*factors(), association="sideways")
@@ -362,6 +375,7 @@ def test_bad_python_arguments():
 # ---- without the package ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cpu_only
 def test_library_alone_is_enough_for_inference():
     script = f"""
 import sys, torch

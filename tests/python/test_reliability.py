@@ -29,10 +29,12 @@ from operator_cases import (
     ROWS,
     TENSOR_CASES,
     argument_name,
+    assert_same,
     backward_arguments,
     call,
     conv_backward_arguments,
     conv_operands,
+    every_device,
     every_dtype,
     every_operator,
     factors,
@@ -174,6 +176,7 @@ LAYOUTS = {
 }
 
 
+@every_device
 @every_dtype
 @pytest.mark.parametrize("layout", LAYOUTS)
 @every_operator
@@ -186,9 +189,10 @@ def test_layout_changes_no_bit(name, layout, dtype):
         changed = [*arguments]
         changed[index] = LAYOUTS[layout](argument)
         for expected, result in zip(plain, call(name, changed), strict=True):
-            assert torch.equal(expected, result), argument_name(name, index)
+            assert_same(expected, result, argument_name(name, index))
 
 
+@every_device
 @every_operator
 def test_results_are_fresh_and_contiguous(name):
     arguments = CASES[name](torch.float32)
@@ -201,17 +205,19 @@ def test_results_are_fresh_and_contiguous(name):
         assert not isinstance(argument, Tensor) or torch.equal(argument, copy)
 
 
+@every_device
 @every_dtype
 def test_expanded_rows_match_copied_rows(dtype):
     _, v, u = factors(dtype)
     x = random(1, IN, dtype=dtype).expand(5, IN)
     expected = torch.ops.lath.lowrank_linear(x.contiguous(), v, u, NONE, NONE)
-    assert torch.equal(torch.ops.lath.lowrank_linear(x, v, u, NONE, NONE), expected)
+    assert_same(expected, torch.ops.lath.lowrank_linear(x, v, u, NONE, NONE))
     v = v[:1].expand(RANK, IN)
     expected = torch.ops.lath.lowrank_linear(x.contiguous(), v.contiguous(), u, NONE, NONE)
-    assert torch.equal(torch.ops.lath.lowrank_linear(x, v, u, NONE, NONE), expected)
+    assert_same(expected, torch.ops.lath.lowrank_linear(x, v, u, NONE, NONE))
 
 
+@every_device
 @every_dtype
 @pytest.mark.parametrize(
     "make", [lambda t: t[0, 0, 0].expand_as(t), lambda t: t[:1, :, :1].expand_as(t)], ids=["one", "some"]
@@ -225,9 +231,10 @@ def test_expanded_gradient_matches_copied_gradient(make, dtype):
         call("lowrank_linear_backward", [expanded, *others]),
         strict=True,
     ):
-        assert torch.equal(expected, result)
+        assert_same(expected, result)
 
 
+@every_device
 @every_dtype
 @pytest.mark.parametrize(
     "make", [lambda t: t[0, 0, 0, 0].expand_as(t), lambda t: t[:, :, :1, :1].expand_as(t)], ids=["sum", "mean"]
@@ -241,22 +248,25 @@ def test_expanded_gradient_of_images_matches_copied_gradient(make, dtype):
         call("lowrank_conv2d_backward", [expanded, *others]),
         strict=True,
     ):
-        assert torch.equal(expected, result)
+        assert_same(expected, result)
 
 
+@every_device
 def test_overlapping_rows_match_copied_rows():
     x = random(40).unfold(0, IN, 1)  # row i starts at element i
     _, v, u = factors(torch.float32)
     expected = torch.ops.lath.lowrank_linear(x.contiguous(), v, u, NONE, NONE)
-    assert torch.equal(torch.ops.lath.lowrank_linear(x, v, u, NONE, NONE), expected)
+    assert_same(expected, torch.ops.lath.lowrank_linear(x, v, u, NONE, NONE))
 
 
+@every_device
 def test_lazily_negated_input_matches_plain_input():
     x, v, u = factors(torch.float32)
     expected = torch.ops.lath.lowrank_linear(-x, v, u, NONE, NONE)
-    assert torch.equal(torch.ops.lath.lowrank_linear(torch._neg_view(x), v, u, NONE, NONE), expected)
+    assert_same(expected, torch.ops.lath.lowrank_linear(torch._neg_view(x), v, u, NONE, NONE))
 
 
+@every_device
 def test_copying_an_input_records_no_graph():
     x, v, u = factors(torch.float32)
     x = transposed(x).requires_grad_()
@@ -270,6 +280,7 @@ def test_copying_an_input_records_no_graph():
 # ---- sizes at both ends --------------------------------------------------------------------------------------------
 
 
+@every_device
 @every_dtype
 @pytest.mark.parametrize("leading", [(), (0,), (3,), (2, 0, 3)], ids=str)
 @pytest.mark.parametrize("in_features", [0, 5])
@@ -331,6 +342,7 @@ def test_overflowing_sizes_are_errors(x, expected):
         torch.ops.lath.linear(x, torch.zeros(1000, min(x.shape[-1], 100)), NONE)
 
 
+@every_device
 def test_running_out_of_memory_is_an_error():
     x = torch.zeros(IN).expand(2**45, IN)
     with pytest.raises(RuntimeError, match="lath::linear: output: out of memory for 351843720888320 elements"):
@@ -393,6 +405,7 @@ def test_meta_tensors_give_the_shapes_of_real_tensors():
             ), name
 
 
+@every_device
 @pytest.mark.parametrize("mask", range(32))
 def test_gradients_that_were_not_asked_for_are_empty(mask):
     arguments = backward_arguments(torch.float32)
@@ -405,6 +418,7 @@ def test_gradients_that_were_not_asked_for_are_empty(mask):
             assert result.shape == (0,)
 
 
+@every_device
 @pytest.mark.parametrize("mask", [*range(8), 8, 16, 24, 31])
 def test_gradients_of_a_convolution_that_were_not_asked_for_are_empty(mask):
     *arguments, _ = conv_backward_arguments(torch.float32)
@@ -418,6 +432,7 @@ def test_gradients_of_a_convolution_that_were_not_asked_for_are_empty(mask):
             assert result.shape == (0,)
 
 
+@every_device
 @pytest.mark.parametrize(
     ("save", "association", "kept"),
     [(True, 0, True), (True, 1, True), (True, 2, False), (False, 0, False), (False, 1, False)],
@@ -457,6 +472,7 @@ def test_awkward_layout_costs_one_copy():
 # ---- numbers and threads -------------------------------------------------------------------------------------------
 
 
+@every_device
 @every_dtype
 def test_not_a_number_stays_in_its_row(dtype):
     x, v, u = random(9, IN, dtype=dtype), random(RANK, IN, dtype=dtype), random(OUT, RANK, dtype=dtype)
@@ -527,6 +543,7 @@ def test_thread_count_changes_no_bit_of_a_convolution(batch, form, memory_format
             assert torch.equal(one, many), count
 
 
+@every_device
 def test_repeated_calls_agree_to_the_bit():
     for name in TENSOR_CASES:
         arguments = CASES[name](torch.float32)
