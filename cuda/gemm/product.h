@@ -22,6 +22,8 @@ struct lath_cuda_gemm {
   void *c;          /* (m, n); not read unless `accumulate` */
   int64_t s_c;
   int accumulate;
+  void *workspace; /* with a bias: lath_lt_workspace(...) bytes, see lt.h. Less, or none, is slower and not an error. */
+  size_t workspace_bytes;
 };
 
 /* By cuBLAS where there is a handle and the operands suit it, else by lath_cuda_tiled. Empty sums give the bias or zeros. */

@@ -6,6 +6,7 @@
  * p and dp are in the type of x. dp and dx come from one fused kernel or from two products; the rest are products and sums of rows. */
 #include "core/arena.h"
 #include "core/check.h"
+#include "gemm/lt.h"
 #include "gemm/product.h"
 #include "gemm/rows.h"
 #include "lowrank/lowrank.h"
@@ -15,17 +16,21 @@ struct backward {
   const struct lath_lowrank_linear *a;
   struct lath_cuda_choice choice;
   void *p, *dp, *partial;
+  struct lath_lt_room room; /* where p is made again */
 };
 
 static int64_t partial_size(const struct backward *b, const void *sums, int64_t cols) {
   return sums ? lath_cuda_sum_rows_parts(b->a->rows, cols, b->choice.device.multiprocessors) * cols : 0;
 }
 
-static void take(struct backward *b, struct lath_arena *arena) {
+static void take(struct backward *b, const struct lath_cuda *cuda, struct lath_arena *arena) {
   const struct lath_lowrank_linear *a = b->a;
   const int64_t outer = partial_size(b, a->d_bias, a->out), inner = partial_size(b, a->d_inner_bias, a->rank);
   b->p = a->p;
-  if (a->du && !a->p) b->p = lath_cuda_take(arena, a->dtype, a->rows, a->rank);
+  if (a->du && !a->p) {
+    b->p = lath_cuda_take(arena, a->dtype, a->rows, a->rank);
+    b->room = lath_lt_take(arena, a->dtype, a->inner_bias, NULL, cuda, &b->choice.device);
+  }
   if (a->dx || a->dv || a->d_inner_bias) b->dp = lath_cuda_take(arena, a->dtype, a->rows, a->rank);
   if (outer || inner) b->partial = lath_cuda_take(arena, lath_sum_type(a->dtype), 1, outer > inner ? outer : inner);
 }
@@ -37,7 +42,7 @@ static lath_status prepare(struct backward *b, const struct lath_lowrank_linear 
   if (b->choice.plan.kernel == LATH_LOWRANK_MERGED)
     lath_cuda_merged_backward_size(a, &b->choice.device, arena);
   else
-    take(b, arena);
+    take(b, cuda, arena);
   return LATH_OK;
 }
 
@@ -65,6 +70,7 @@ static lath_status form_p(const struct backward *b, struct lath_cuda *cuda) {
   gemm.a = a->x, gemm.s_a = a->s_x;
   gemm.b = a->v, gemm.s_b = a->s_v, gemm.b_transposed = 1;
   gemm.bias = a->inner_bias;
+  gemm.workspace = b->room.data, gemm.workspace_bytes = b->room.bytes;
   return lath_cuda_product(&gemm, cuda);
 }
 

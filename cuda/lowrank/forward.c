@@ -2,6 +2,7 @@
  * forward.c - y = p u^T + bias, p = x v^T + inner_bias, by the route that the planner picks. */
 #include "core/arena.h"
 #include "core/check.h"
+#include "gemm/lt.h"
 #include "gemm/product.h"
 #include "lowrank/lowrank.h"
 #include "lowrank/routes.h"
@@ -22,6 +23,7 @@ struct forward {
   struct lath_cuda_choice choice;
   void *p;       /* of the caller, or room */
   void *partial; /* LATH_LOWRANK_FEW */
+  struct lath_lt_room room;
   int splits;
 };
 
@@ -36,8 +38,9 @@ static lath_status prepare(struct forward *f, const struct lath_lowrank_linear *
   const lath_lowrank_kernel kernel = f->choice.plan.kernel;
   f->p = a->p;
   if (kernel == LATH_LOWRANK_PRODUCTS && !a->p) f->p = lath_cuda_take(arena, a->dtype, a->rows, a->rank);
+  if (kernel == LATH_LOWRANK_PRODUCTS) f->room = lath_lt_take(arena, a->dtype, a->inner_bias, a->bias, cuda, &f->choice.device);
   if (kernel == LATH_LOWRANK_FEW) take_few(f, a, arena);
-  if (kernel == LATH_LOWRANK_MERGED) lath_cuda_merged_size(a, arena);
+  if (kernel == LATH_LOWRANK_MERGED) lath_cuda_merged_size(a, cuda, &f->choice.device, arena);
   return LATH_OK;
 }
 
@@ -65,7 +68,9 @@ static lath_status products(const struct forward *f, const struct lath_lowrank_l
                                        .b_transposed = 1,
                                        .bias = a->inner_bias,
                                        .c = f->p,
-                                       .s_c = a->rank};
+                                       .s_c = a->rank,
+                                       .workspace = f->room.data,
+                                       .workspace_bytes = f->room.bytes};
   const struct lath_cuda_gemm second = {.a_type = a->dtype,
                                         .b_type = a->dtype,
                                         .c_type = a->dtype,
@@ -79,7 +84,9 @@ static lath_status products(const struct forward *f, const struct lath_lowrank_l
                                         .b_transposed = 1,
                                         .bias = a->bias,
                                         .c = a->y,
-                                        .s_c = a->s_y};
+                                        .s_c = a->s_y,
+                                        .workspace = f->room.data,
+                                        .workspace_bytes = f->room.bytes};
   LATH_TRY(lath_cuda_product(&first, cuda));
   return lath_cuda_product(&second, cuda);
 }
@@ -93,7 +100,7 @@ lath_status lath_cuda_lowrank_linear(const struct lath_lowrank_linear *a, struct
   cuda->error = 0;
   LATH_TRY(prepare(&f, a, cuda, &arena));
   const lath_lowrank_kernel kernel = f.choice.plan.kernel;
-  if (kernel == LATH_LOWRANK_MERGED) return lath_cuda_merged(a, cuda);
+  if (kernel == LATH_LOWRANK_MERGED) return lath_cuda_merged(a, cuda, &f.choice.device);
   if (kernel == LATH_LOWRANK_FEW) return lath_device_check(cuda, lath_cuda_few(a, f.partial, f.splits, cuda->stream));
   if (kernel == LATH_LOWRANK_PRODUCTS) return products(&f, a, cuda);
   const struct lath_fused fused = lath_fused_forward(a);

@@ -7,6 +7,7 @@
  * In 16-bit types w, dw, d_bias and the bracket are rounded to that type on the way: the matrix units read nothing else. */
 #include "core/arena.h"
 #include "core/check.h"
+#include "gemm/lt.h"
 #include "gemm/product.h"
 #include "gemm/rows.h"
 #include "lowrank/routes.h"
@@ -15,6 +16,7 @@ struct merged {
   const struct lath_lowrank_linear *a;
   void *w;               /* (out, in) */
   void *shift;           /* forward: (out), NULL without inner_bias */
+  struct lath_lt_room room;
   void *dw, *d_bias;     /* backward: (out, in), (out) */
   void *partial;         /* of the sum of the rows of dy */
 };
@@ -34,14 +36,24 @@ static lath_status form_w(const struct merged *m, struct lath_cuda *cuda) {
 
 /* ---- forward --------------------------------------------------------------------------------------------------------------------- */
 
-static struct merged prepare_forward(const struct lath_lowrank_linear *a, struct lath_arena *arena) {
+static struct merged prepare_forward(const struct lath_lowrank_linear *a, const struct lath_cuda *cuda,
+                                     const struct lath_device *device, struct lath_arena *arena) {
   struct merged m = {.a = a};
   m.w = lath_cuda_take(arena, a->dtype, a->out, a->in);
   if (a->inner_bias) m.shift = lath_cuda_take(arena, a->dtype, 1, a->out);
+  m.room = lath_lt_take(arena, a->dtype, a->inner_bias, a->bias, cuda, device);
   return m;
 }
 
-void lath_cuda_merged_size(const struct lath_lowrank_linear *a, struct lath_arena *arena) { (void)prepare_forward(a, arena); }
+void lath_cuda_merged_size(const struct lath_lowrank_linear *a, const struct lath_cuda *cuda, const struct lath_device *device,
+                           struct lath_arena *arena) {
+  (void)prepare_forward(a, cuda, device, arena);
+}
+
+static void add_bias(struct lath_cuda_gemm *gemm, const struct merged *m, const void *bias) {
+  gemm->bias = bias;
+  gemm->workspace = m->room.data, gemm->workspace_bytes = m->room.bytes;
+}
 
 /* shift = bias + inner_bias u^T */
 static lath_status form_shift(const struct merged *m, struct lath_cuda *cuda) {
@@ -49,19 +61,19 @@ static lath_status form_shift(const struct merged *m, struct lath_cuda *cuda) {
   struct lath_cuda_gemm gemm = product(m, 1, a->out, a->rank, m->shift, a->out);
   gemm.a = a->inner_bias, gemm.s_a = a->rank;
   gemm.b = a->u, gemm.s_b = a->s_u, gemm.b_transposed = 1;
-  gemm.bias = a->bias;
+  add_bias(&gemm, m, a->bias);
   return lath_cuda_product(&gemm, cuda);
 }
 
-lath_status lath_cuda_merged(const struct lath_lowrank_linear *a, struct lath_cuda *cuda) {
+lath_status lath_cuda_merged(const struct lath_lowrank_linear *a, struct lath_cuda *cuda, const struct lath_device *device) {
   struct lath_arena arena = lath_arena_on(a->workspace);
-  const struct merged m = prepare_forward(a, &arena);
+  const struct merged m = prepare_forward(a, cuda, device, &arena);
   LATH_TRY(form_w(&m, cuda));
   if (m.shift) LATH_TRY(form_shift(&m, cuda));
   struct lath_cuda_gemm gemm = product(&m, a->rows, a->out, a->in, a->y, a->s_y);
   gemm.a = a->x, gemm.s_a = a->s_x;
   gemm.b = m.w, gemm.s_b = a->in, gemm.b_transposed = 1;
-  gemm.bias = m.shift ? m.shift : a->bias;
+  add_bias(&gemm, &m, m.shift ? m.shift : a->bias);
   return lath_cuda_product(&gemm, cuda);
 }
 

@@ -6,6 +6,7 @@
  * hand. docs/cuda.md has the formulas. */
 #include "core/blas.h"
 #include "core/check.h"
+#include "gemm/lt.h"
 #include "gemm/product.h"
 #include "lowrank/lowrank.h"
 #include "lowrank/routes.h"
@@ -34,6 +35,7 @@ void lath_cuda_force_route(int kernel) { forced = kernel; }
 struct times {
   const struct lath_lowrank_linear *a;
   double multiprocessors, product_rate, bytes; /* of an element */
+  int bias_is_free;                            /* added by the kernel of the product that it belongs to */
 };
 
 /* ---- operations ------------------------------------------------------------------------------------------------------------------ */
@@ -57,9 +59,10 @@ static double product_time(const struct times *t, int64_t m, int64_t n, int64_t 
   return LAUNCH_NS + longest(bytes / MEMORY_RATE, operations / t->product_rate) / t->multiprocessors;
 }
 
-/* A library product starts from its bias: the output is written and read once more. */
+/* cuBLAS without cuBLASLt starts from the bias: the output is written and read once more. */
 static double bias_time(const struct times *t, const void *bias, int64_t cols) {
-  return bias ? LAUNCH_NS + 2.0 * (double)t->a->rows * (double)cols * t->bytes / (MEMORY_RATE * t->multiprocessors) : 0.0;
+  if (!bias || t->bias_is_free) return 0.0;
+  return LAUNCH_NS + 2.0 * (double)t->a->rows * (double)cols * t->bytes / (MEMORY_RATE * t->multiprocessors);
 }
 
 static double products_time(const struct times *t) {
@@ -217,9 +220,7 @@ static double product_rate(const struct lath_lowrank_linear *a, const struct lat
   if (!lath_cuda_has_blas(cuda)) return TILED_RATE;
   if (lath_is_16_bit(a->dtype)) return LIBRARY_16_BIT_RATE;
   if (a->dtype == LATH_F64) return LIBRARY_F64_RATE;
-  cublasMath_t mode = CUBLAS_DEFAULT_MATH;
-  if (lath_blas()->get_math_mode) (void)lath_blas()->get_math_mode(cuda->blas, &mode);
-  return (unsigned)mode & (unsigned)CUBLAS_TF32_TENSOR_OP_MATH ? LIBRARY_TF32_RATE : LIBRARY_F32_RATE;
+  return lath_blas_math(cuda->blas) == CUBLAS_TF32_TENSOR_OP_MATH ? LIBRARY_TF32_RATE : LIBRARY_F32_RATE;
 }
 
 lath_status lath_cuda_choose(const struct lath_lowrank_linear *a, const struct lath_cuda *cuda, int backward,
@@ -229,7 +230,8 @@ lath_status lath_cuda_choose(const struct lath_lowrank_linear *a, const struct l
   const struct times times = {.a = a,
                               .multiprocessors = device->multiprocessors,
                               .product_rate = product_rate(a, cuda),
-                              .bytes = (double)lath_dtype_size(a->dtype)};
+                              .bytes = (double)lath_dtype_size(a->dtype),
+                              .bias_is_free = !lath_cuda_has_blas(cuda) || lath_lt_adds_bias(a->dtype, cuda)};
   const struct choice best = backward ? choose_backward(&times, device) : choose_forward(&times, device);
   const int merged = best.kernel == LATH_LOWRANK_MERGED;
   choice->tile_rows = best.tile_rows;

@@ -76,8 +76,9 @@ lath_status lath_cuda_taken(const struct lath_arena *arena, size_t *bytes);
 
 /* ---- merged (merged.c): as the CPU's, the weight u v is formed first ------------------------------------------------------------- */
 
-void lath_cuda_merged_size(const struct lath_lowrank_linear *args, struct lath_arena *arena);
-lath_status lath_cuda_merged(const struct lath_lowrank_linear *args, struct lath_cuda *cuda);
+void lath_cuda_merged_size(const struct lath_lowrank_linear *args, const struct lath_cuda *cuda, const struct lath_device *device,
+                           struct lath_arena *arena);
+lath_status lath_cuda_merged(const struct lath_lowrank_linear *args, struct lath_cuda *cuda, const struct lath_device *device);
 void lath_cuda_merged_backward_size(const struct lath_lowrank_linear *args, const struct lath_device *device,
                                     struct lath_arena *arena);
 lath_status lath_cuda_merged_backward(const struct lath_lowrank_linear *args, struct lath_cuda *cuda,
