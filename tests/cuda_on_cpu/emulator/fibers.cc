@@ -69,11 +69,11 @@ static void start(struct fiber *fiber) {
   *top = (void *)fiber_main;
   fiber->top = top - SAVED_REGISTERS;
   emulator_forget(fiber->stack, STACK);
-  if (__tsan_create_fiber) fiber->tsan = __tsan_create_fiber(0);
+  if (emulator_grid.tracked) fiber->tsan = __tsan_create_fiber(0);
 }
 
 void emulator_start_fibers(void) {
-  if (__tsan_get_current_fiber) scheduler.tsan = __tsan_get_current_fiber();
+  if (emulator_grid.tracked) scheduler.tsan = __tsan_get_current_fiber();
   for (unsigned i = 0; i < emulator_grid.threads; i++) start(&fibers[i]);
 }
 
@@ -81,7 +81,7 @@ void emulator_start_fibers(void) {
  * of the next block from being thread i of this one. */
 void emulator_end_fibers(void) {
   uint32_t order[EMULATOR_MAX_THREADS];
-  if (!__tsan_destroy_fiber) return;
+  if (!emulator_grid.tracked) return;
   for (uint32_t i = 0; i < emulator_grid.threads; i++) order[i] = i;
   for (uint32_t i = emulator_grid.threads; i > 0; i--) {
     const uint32_t j = emulator_random(i), thread = order[j];
@@ -100,7 +100,7 @@ void emulator_enter_fiber(unsigned thread) {
   struct fiber *fiber = &fibers[thread];
   emulator_grid.current = thread;
   if (__sanitizer_start_switch_fiber) __sanitizer_start_switch_fiber(&scheduler.asan, fiber->stack, STACK);
-  if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(fiber->tsan, 1); /* 1: the switch orders nothing */
+  if (emulator_grid.tracked) __tsan_switch_to_fiber(fiber->tsan, 1); /* 1: the switch orders nothing */
   emulator_switch_stack(&scheduler.top, fiber->top);
   if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(scheduler.asan, nullptr, nullptr);
 }
@@ -110,7 +110,7 @@ void emulator_leave_fiber(void) {
   const bool returned = emulator_current()->where == EMULATOR_RETURNED;
   if (__sanitizer_start_switch_fiber)
     __sanitizer_start_switch_fiber(returned ? nullptr : &fiber->asan, scheduler.stack, scheduler.stack_bytes);
-  if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(scheduler.tsan, 1);
+  if (emulator_grid.tracked) __tsan_switch_to_fiber(scheduler.tsan, 1);
   emulator_switch_stack(&fiber->top, scheduler.top);
   if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(fiber->asan, nullptr, nullptr);
 }

@@ -52,7 +52,7 @@ static void *allocate_shared(size_t bytes) {
   return memory;
 }
 
-static void run_blocks(void) {
+static void run_blocks(unsigned tracked) {
   const uint64_t count = (uint64_t)gridDim.x * gridDim.y * gridDim.z;
   uint32_t *order = (uint32_t *)malloc(count * sizeof(*order));
   if (!order || count > UINT32_MAX) abort();
@@ -60,6 +60,8 @@ static void run_blocks(void) {
   for (uint64_t i = 0; i < count; i++) {
     const uint32_t block = order[i];
     blockIdx = {block % gridDim.x, block / gridDim.x % gridDim.y, block / gridDim.x / gridDim.y};
+    emulator_grid.tracked = i < tracked;
+    if (i == tracked) emulator_acquire(&emulator_grid.end_tag); /* the rest comes after what is watched */
     emulator_run_block();
   }
   free(order);
@@ -82,7 +84,7 @@ void emulator_run_grid(const char *name, const void *kernel, dim3 grid, dim3 blo
   gridDim = grid;
   emulator_watch_faults();
   emulator_open_memory();
-  run_blocks();
+  run_blocks(emulator_blocks_to_track(kernel, grid, block, shared_bytes));
   emulator_close_memory();
   emulator_acquire(&emulator_grid.end_tag); /* what comes after the launch sees what it wrote */
   free(emulator_grid.dynamic);

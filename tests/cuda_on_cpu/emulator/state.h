@@ -43,6 +43,7 @@ struct emulator_grid {
   const void *body;
   void (*call)(const void *body);
   unsigned threads; /* in a block */
+  bool tracked;     /* the thread sanitizer watches this block */
   unsigned current; /* the thread that runs */
   unsigned returned, at_barrier;
   unsigned phase;      /* barriers alternate between two counters */
@@ -70,6 +71,9 @@ void emulator_run_block(void);
 void emulator_begin_thread(void); /* the first thing on a fiber: the kernel, then the checks at its end */
 uint32_t emulator_random(uint32_t below);
 void emulator_arrange(uint32_t *order, uint32_t n);
+
+/* tracking.cc: how many blocks of this launch the thread sanitizer watches. */
+unsigned emulator_blocks_to_track(const void *kernel, dim3 grid, dim3 block, size_t shared_bytes);
 
 /* shared_arrays.cc: the __shared__ arrays of all kernels in the program, and what lies between them. */
 struct emulator_range {
