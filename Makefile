@@ -21,7 +21,7 @@ FETCH := $(PYTHON) tools/fetch.py
 BUILD_PACKAGES := $(VENV)/.build
 TEST_PACKAGES := $(VENV)/.test $(VENV)/.examples
 INSTALLED := $(VENV)/.lath
-NATIVE := CMakeLists.txt $(shell find ops bindings/torch -name '*.[ch]' -o -name '*.inc' 2>/dev/null)
+NATIVE := CMakeLists.txt $(shell find ops cuda bindings/torch -name '*.[ch]' -o -name '*.cu' -o -name '*.inc' -o -name '*.cmake' 2>/dev/null)
 PACKAGE := pyproject.toml $(shell find bindings/python -name '*.py' -o -name 'py.typed' 2>/dev/null)
 HAVE_CLANG := $(shell command -v clang && command -v clang++)
 # The thread sanitizer of older compilers cannot live with much address randomization.
@@ -33,7 +33,7 @@ export PYTHONUNBUFFERED := 1
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup build demo test test-c test-python test-sanitize test-oldest bench wheel clean format
+.PHONY: help setup build demo test test-c test-python test-sanitize test-oldest bench gpu wheel clean format
 
 help: ## this list
 	@echo "lath: PyTorch layers with thin weights"
@@ -42,9 +42,9 @@ help: ## this list
 
 setup: $(INSTALLED) $(TEST_PACKAGES) ## the environment .venv with torch, lath and the test packages
 
-build: $(BUILD_PACKAGES) ## build/release/liblath_cpu.so, for LATH_LIBRARY
-	@$(CMAKE) --preset release --log-level=WARNING
-	@$(CMAKE) --build --preset release -j $(JOBS)
+build: $(BUILD_PACKAGES) ## build/release/liblath_cpu.so, for LATH_LIBRARY, and with nvcc liblath_cuda.so beside it
+	@$(CMAKE) --preset release --log-level=NOTICE -DLATH_CUDA=AUTO
+	@$(CMAKE) --build --preset release -j $(JOBS) --target lath_plugin
 
 demo: $(INSTALLED) $(VENV)/.examples ## train two networks on Fashion-MNIST, dense and low-rank side by side
 	@folder=$$($(FETCH) fashion-mnist) && LATH_FASHION_MNIST=$$folder $(BIN)/python examples/lowrank/fashion_mnist.py $(ARGS)
@@ -77,6 +77,9 @@ test-oldest: $(INSTALLED) ## the same binary under the oldest torch (2.10.0), in
 bench: $(INSTALLED) $(VENV)/.bench ## tables and plots against PyTorch, into bench/results
 	@$(BIN)/python bench/run.py $(ARGS)
 
+gpu: ## on a machine with a GPU: build, tests on the device, benchmark; under ten minutes, and without a network
+	@$(PYTHON) tools/gpu.py --jobs $(JOBS) $(ARGS)
+
 wheel: dist/.wheel ## dist/lath-<version>-py3-none-<platform>.whl
 	@ls dist/*.whl
 
@@ -84,7 +87,7 @@ clean: ## remove what was built; environments and data stay
 	rm -rf build dist $(INSTALLED)
 
 format: $(VENV)/.format ## clang-format and ruff over the sources
-	@find ops bindings tests \( -name '*.[ch]' -o -name '*.cc' -o -name '*.inc' \) -exec $(BIN)/clang-format -i {} +
+	@find ops cuda bindings tests \( -name '*.[ch]' -o -name '*.cc' -o -name '*.cu' -o -name '*.inc' \) -exec $(BIN)/clang-format -i {} +
 	@$(BIN)/ruff format -q .
 	@$(BIN)/ruff check --fix .
 
@@ -94,7 +97,7 @@ format: $(VENV)/.format ## clang-format and ruff over the sources
 define run_c_tests
 echo "== C tests: $(1)" && \
 folder=$$($(FETCH) googletest) && \
-$(CMAKE) --preset $(1) --log-level=WARNING -DLATH_TESTS=ON -DLATH_GOOGLETEST=$$folder && \
+$(CMAKE) --preset $(1) --log-level=WARNING -DLATH_CUDA=OFF -DLATH_TESTS=ON -DLATH_GOOGLETEST=$$folder && \
 $(CMAKE) --build --preset $(1) -j $(JOBS) && \
 $(2) $(CTEST) --preset $(1) -j $(JOBS) --no-tests=error
 endef

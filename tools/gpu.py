@@ -30,7 +30,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILD = ROOT / "build" / "gpu"
 CUDA_FOLDERS = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
 CUDA_FOLDERS.append(Path("/usr/local/cuda"))
 
@@ -68,6 +67,7 @@ class Run:
         self.python = sys.executable
         self.machine: dict = {}
         self.folder = options.out
+        self.build = options.build.resolve()
         self.outcomes: list[Outcome] = []
 
     def left(self) -> float:
@@ -79,7 +79,7 @@ class Run:
     def environment(self) -> dict[str, str]:
         """For programs that import lath: the build, and the package of this checkout."""
         paths = [str(ROOT / "bindings" / "python"), os.environ.get("PYTHONPATH", "")]
-        library = str(BUILD / "liblath_cpu.so")
+        library = str(self.build / "liblath_cpu.so")
         # The object for CUDA is the one beside it, whatever the caller has set.
         own = {name: value for name, value in os.environ.items() if name != "LATH_CUDA_LIBRARY"}
         return {**own, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "LATH_LIBRARY": library}
@@ -231,7 +231,7 @@ def build(run: Run, seconds: float) -> str:
         raise StageError(f"not found: {', '.join(needed)}")
     architectures = sorted({10 * major + minor for _, major, minor in run.machine["devices"]})
     sources = googletest()
-    command = [programs["cmake"], "-S", ROOT, "-B", BUILD, "-DCMAKE_BUILD_TYPE=Release", "-DLATH_CUDA=ON"]
+    command = [programs["cmake"], "-S", ROOT, "-B", run.build, "-DCMAKE_BUILD_TYPE=Release", "-DLATH_CUDA=ON"]
     command += [f"-DCMAKE_CUDA_COMPILER={programs['nvcc']}"]
     command += ["-DLATH_CUDA_ARCHITECTURES=" + ";".join(map(str, architectures or [90]))]
     command += [f"-DLATH_TESTS={'ON' if sources else 'OFF'}", f"-DLATH_TESTS_ON_GPU={'ON' if sources else 'OFF'}"]
@@ -241,12 +241,13 @@ def build(run: Run, seconds: float) -> str:
     # Newer compilers warn about more.
     command += ["-DCMAKE_COMPILE_WARNING_AS_ERROR=OFF"]
     started = time.monotonic()
-    shutil.rmtree(BUILD, ignore_errors=True) if run.options.fresh else None
+    if run.options.fresh:
+        shutil.rmtree(run.build, ignore_errors=True)
     run.check("build", command, seconds)
     left = seconds - (time.monotonic() - started)
-    make = [programs["cmake"], "--build", BUILD, "--parallel", run.options.jobs, "--target"]
+    make = [programs["cmake"], "--build", run.build, "--parallel", run.options.jobs, "--target"]
     run.check("build", [*make, "lath_plugin"], left)
-    megabytes = (BUILD / "liblath_cuda.so").stat().st_size / 1e6
+    megabytes = (run.build / "liblath_cuda.so").stat().st_size / 1e6
     return f"liblath_cuda.so: {megabytes:.1f} MB in {time.monotonic() - started:.0f} s"
 
 
@@ -257,13 +258,13 @@ def kernels(run: Run, seconds: float) -> str:
     if not programs["ctest"]:
         raise LeftOutError("ctest not found")
     started = time.monotonic()
-    make = [programs["cmake"], "--build", BUILD, "--parallel", run.options.jobs, "--target", "gpu_tests"]
+    make = [programs["cmake"], "--build", run.build, "--parallel", run.options.jobs, "--target", "gpu_tests"]
     run.check("kernels", make, seconds)
     if run.options.rehearse:
         return "built, not run: rehearsal"
     left = seconds - (time.monotonic() - started)
     options = ["-L", "gpu", "--output-on-failure", "--no-tests=error"]
-    run.check("kernels", [programs["ctest"], "--test-dir", BUILD, *options], left)
+    run.check("kernels", [programs["ctest"], "--test-dir", run.build, *options], left)
     return ""
 
 
@@ -372,6 +373,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--jobs", default=str(os.cpu_count() or 1), help="parallel jobs of the build")
     parser.add_argument("--out", type=Path, help="folder of the results (default: in bench/results, by date and GPU)")
+    parser.add_argument("--build", type=Path, default=ROOT / "build" / "gpu", help="folder of the build")
     parser.add_argument("--fresh", action="store_true", help="throw away what an earlier run has built")
     parser.add_argument("--rehearse", action="store_true", help="go through the motions without a GPU")
     return parser.parse_args(arguments)
