@@ -33,12 +33,12 @@ export PYTHONUNBUFFERED := 1
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup build demo test test-c test-python test-sanitize test-oldest bench gpu wheel clean format
+.PHONY: help setup build demo test test-c test-python test-sanitize test-cuda-budget cuda-budget test-oldest bench gpu wheel clean format
 
 help: ## this list
 	@echo "lath: PyTorch layers with thin weights"
 	@echo
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-15s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
 
 setup: $(INSTALLED) $(TEST_PACKAGES) ## the environment .venv with torch, lath and the test packages
 
@@ -52,6 +52,7 @@ demo: $(INSTALLED) $(VENV)/.examples ## train two networks on Fashion-MNIST, den
 test: ## set-up and all tests, from nothing
 	@$(MAKE) --no-print-directory test-c
 	@$(MAKE) --no-print-directory test-sanitize
+	@$(MAKE) --no-print-directory test-cuda-budget
 	@$(MAKE) --no-print-directory test-python
 
 test-c: $(BUILD_PACKAGES) ## C tests, optimized, with the default compiler and with clang where there is one
@@ -65,6 +66,12 @@ endif
 test-sanitize: $(BUILD_PACKAGES) ## C tests under the address, undefined behaviour and thread sanitizers
 	@$(call run_c_tests,asan)
 	@$(call run_c_tests,tsan,$(FIXED_ADDRESSES))
+
+test-cuda-budget: ## what nvcc makes of the CUDA kernels, against cuda/budget.txt; nothing where there is no nvcc
+	@JOBS=$(JOBS) $(PYTHON) tools/cuda_budget.py
+
+cuda-budget: ## rewrite cuda/budget.txt
+	@JOBS=$(JOBS) $(PYTHON) tools/cuda_budget.py --write
 
 test-python: $(INSTALLED) $(TEST_PACKAGES) ## tests of operators, modules, examples and the wheel, on the installed package
 	@$(BIN)/python -m pytest $(ARGS)
