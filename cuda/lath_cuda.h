@@ -3,13 +3,14 @@
  *
  * The argument structs, conventions, extents and status codes are those of lath.h, with these differences:
  *   - Every pointer to data is a device pointer, `workspace` too. The structs themselves lie in host memory.
- *   - Work is enqueued on the caller's stream. No entry waits for the device, allocates, or asks the driver anything that it has
- *     not kept from the first call on that device, so calls can be captured in a CUDA graph. Make one call outside a capture
+ *   - Work is enqueued on the caller's stream. No entry waits for the device, allocates, or asks the driver anything that it
+ *     has not kept from the first call on that device, so calls can be captured in a CUDA graph. Make one call outside a capture
  *     first: a kernel is loaded and its limits are set when it is first used.
  *   - dtypes F32, F64, F16 and BF16. Sums are kept in fp32 (double for F64) and rounded once to the stored type.
  *   - The intermediate `p` is stored in the type of x.
  *   - F32 products use TF32 matrix units only when the caller's BLAS handle allows TF32; without a handle, never.
- *   - Results do not depend on timing: no floating-point atomics. They do depend on the route, on the BLAS library and on the GPU.
+ *   - Results do not depend on timing: no floating-point atomics. They do depend on the route, on the BLAS library and
+ *     on the GPU.
  *
  * LATH_DEVICE_FAILED: cuda->error then holds the cause, see lath_cuda_error_text. */
 #ifndef LATH_CUDA_LATH_CUDA_H
@@ -34,8 +35,8 @@ struct lath_cuda {
 /* One English sentence or name for lath_cuda.error; never NULL. */
 LATH_API const char *lath_cuda_error_text(int error);
 
-/* File name of the cuBLAS whose functions are called on lath_cuda.blas: it is looked up among the libraries that the process has
- * loaded, once, at the first call of this function or of an entry. NULL: none, and lath_cuda.blas is not used. */
+/* File name of the cuBLAS whose functions are called on lath_cuda.blas: it is looked up among the libraries that the process
+ * has loaded, once, at the first call of this function or of an entry. NULL: none, and lath_cuda.blas is not used. */
 LATH_API const char *lath_cuda_blas_name(void);
 
 /* The plan depends on the shape, on the dtype, on which pointers are NULL, on alignment and strides, and on whether there is a
@@ -55,14 +56,15 @@ LATH_API lath_status lath_cuda_lowrank_linear_backward_workspace(const struct la
                                                                  const struct lath_cuda *cuda, size_t *bytes);
 LATH_API lath_status lath_cuda_lowrank_linear_backward(const struct lath_lowrank_linear *args, struct lath_cuda *cuda);
 
-/* For tests and measurements: takes this route (PRODUCTS, MERGED, FUSED or FEW) wherever it can do the call at all, in the calling
- * thread, until it is set to -1. Affects plans, queries and entries alike. */
+/* For tests and measurements: takes this route (PRODUCTS, MERGED, FUSED or FEW) wherever it can do the call at all, in the
+ * calling thread, until it is set to -1. Affects plans, queries and entries alike. */
 LATH_API void lath_cuda_force_route(int kernel);
 
-/* Frobenius decay. The Gram matrices are in the type that sums are kept in, as on the CPU: float, double for F64. So are the two
- * scalars in device memory: `value`, which the forward writes, and `scale`, the incoming gradient of the value, which the backward
- * reads. args->value and args->scale are not looked at: the host would have to wait for the device. */
-LATH_API lath_status lath_cuda_frobenius_workspace(const struct lath_frobenius *args, const struct lath_cuda *cuda, size_t *bytes);
+/* Frobenius decay. The Gram matrices are in the type that sums are kept in, as on the CPU: float, double for F64. So are the
+ * two scalars in device memory: `value`, which the forward writes, and `scale`, the incoming gradient of the value, which the
+ * backward reads. args->value and args->scale are not looked at: the host would have to wait for the device. */
+LATH_API lath_status lath_cuda_frobenius_workspace(const struct lath_frobenius *args, const struct lath_cuda *cuda,
+                                                   size_t *bytes);
 LATH_API lath_status lath_cuda_frobenius(const struct lath_frobenius *args, void *value, struct lath_cuda *cuda);
 LATH_API lath_status lath_cuda_frobenius_backward(const struct lath_frobenius *args, const void *scale, struct lath_cuda *cuda);
 

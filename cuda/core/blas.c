@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  * blas.c - finds cuBLAS, and with it cuBLASLt, among the libraries of the process.
  *
- * PyTorch brings a cuBLAS of its own, in a folder that differs from one installation to the next and with a number in its name that
- * differs from one CUDA to the next. Its handle works with that library only. So we ask the loader for what is mapped, by the part of
- * the name that stays, and open exactly that file once more; nothing new is loaded. */
+ * PyTorch brings a cuBLAS of its own, in a folder that differs from one installation to the next and with a number in its name
+ * that differs from one CUDA to the next. Its handle works with that library only. So we ask the loader for what is mapped, by
+ * the part of the name that stays, and open exactly that file once more; nothing new is loaded. */
 #define _GNU_SOURCE
 #include "core/blas.h"
 
 #include <dlfcn.h>
-#include <link.h>
 #include <limits.h>
+#include <link.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -37,16 +37,19 @@ static int look_up(void *library, const char *name, void *function) {
   return address != NULL;
 }
 
-/* All or nothing. cuBLAS needs cuBLASLt, and a search through a library goes on to what it needs: this finds the one that belongs to
- * it, also where a process has two. */
+/* All or nothing. cuBLAS needs cuBLASLt, and a search through a library goes on to what it needs: this finds the one that
+ * belongs to it, also where a process has two. */
 static const struct lath_blas_lt *find_lt(void *library) {
   const struct {
     const char *name;
     void *function;
   } wanted[] = {
-      {"cublasLtMatmulDescInit_internal", &lt.init_operation},        {"cublasLtMatmulDescSetAttribute", &lt.set_operation},
-      {"cublasLtMatrixLayoutInit_internal", &lt.init_layout},         {"cublasLtMatmulPreferenceInit_internal", &lt.init_preference},
-      {"cublasLtMatmulPreferenceSetAttribute", &lt.set_preference},   {"cublasLtMatmulAlgoGetHeuristic", &lt.choose},
+      {"cublasLtMatmulDescInit_internal", &lt.init_operation},
+      {"cublasLtMatmulDescSetAttribute", &lt.set_operation},
+      {"cublasLtMatrixLayoutInit_internal", &lt.init_layout},
+      {"cublasLtMatmulPreferenceInit_internal", &lt.init_preference},
+      {"cublasLtMatmulPreferenceSetAttribute", &lt.set_preference},
+      {"cublasLtMatmulAlgoGetHeuristic", &lt.choose},
       {"cublasLtMatmul", &lt.multiply},
   };
   for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++)
@@ -60,7 +63,8 @@ static void find(void) {
   if (!library) return;
   if (!look_up(library, "cublasGemmEx", &blas.gemm)) return;
   look_up(library, "cublasGemmEx_64", &blas.gemm_64);
-  if (!look_up(library, "cublasGetMathMode", &blas.get_math_mode) || !look_up(library, "cublasSetMathMode", &blas.set_math_mode))
+  if (!look_up(library, "cublasGetMathMode", &blas.get_math_mode) ||
+      !look_up(library, "cublasSetMathMode", &blas.set_math_mode))
     blas.get_math_mode = NULL, blas.set_math_mode = NULL;
   blas.lt = find_lt(library);
   blas.name = blas_path;

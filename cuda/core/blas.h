@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * blas.h - inside the library: the cuBLAS that the process has loaded already. Ours is a guest: it neither links nor loads one. */
+ * blas.h - inside the library: the cuBLAS that the process has loaded already. Ours is a guest: it neither links nor loads one.
+ */
 #ifndef LATH_CUDA_CORE_BLAS_H
 #define LATH_CUDA_CORE_BLAS_H
 
@@ -11,7 +12,8 @@
 extern "C" {
 #endif
 
-/* cuBLASLt, the library that cuBLAS is built on. The init functions are what the header's inline ones of the same names call. */
+/* cuBLASLt, the library that cuBLAS is built on. The init functions are what the header's inline ones of the same names call.
+ */
 struct lath_blas_lt {
   cublasStatus_t (*init_operation)(cublasLtMatmulDesc_t, size_t, cublasComputeType_t, cudaDataType_t scale_type);
   cublasStatus_t (*set_operation)(cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t, const void *value, size_t);
@@ -22,8 +24,9 @@ struct lath_blas_lt {
                            cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t, int most,
                            cublasLtMatmulHeuristicResult_t *, int *count);
   cublasStatus_t (*multiply)(cublasLtHandle_t, cublasLtMatmulDesc_t, const void *alpha, const void *a, cublasLtMatrixLayout_t,
-                             const void *b, cublasLtMatrixLayout_t, const void *beta, const void *c, cublasLtMatrixLayout_t, void *d,
-                             cublasLtMatrixLayout_t, const cublasLtMatmulAlgo_t *, void *workspace, size_t, cudaStream_t);
+                             const void *b, cublasLtMatrixLayout_t, const void *beta, const void *c, cublasLtMatrixLayout_t,
+                             void *d, cublasLtMatrixLayout_t, const cublasLtMatmulAlgo_t *, void *workspace, size_t,
+                             cudaStream_t);
 };
 
 struct lath_blas {

@@ -23,20 +23,20 @@ lath_status lath_cuda_linear(const struct lath_linear *a, struct lath_cuda *cuda
   LATH_TRY(lath_check_workspace(a->workspace, a->workspace_bytes, bytes));
   cuda->error = 0;
   const struct lath_cuda_gemm product = {.a_type = a->dtype,
-                                            .b_type = a->dtype,
-                                            .c_type = a->dtype,
-                                            .m = a->rows,
-                                            .n = a->out,
-                                            .k = a->in,
-                                            .a = a->x,
-                                            .s_a = a->s_x,
-                                            .b = a->w,
-                                            .s_b = a->s_w,
-                                            .b_transposed = 1,
-                                            .bias = a->bias,
-                                            .c = a->y,
-                                            .s_c = a->s_y,
-                                            .workspace = a->workspace,
-                                            .workspace_bytes = bytes};
+                                         .b_type = a->dtype,
+                                         .c_type = a->dtype,
+                                         .m = a->rows,
+                                         .n = a->out,
+                                         .k = a->in,
+                                         .a = a->x,
+                                         .s_a = a->s_x,
+                                         .b = a->w,
+                                         .s_b = a->s_w,
+                                         .b_transposed = 1,
+                                         .bias = a->bias,
+                                         .c = a->y,
+                                         .s_c = a->s_y,
+                                         .workspace = a->workspace,
+                                         .workspace_bytes = bytes};
   return lath_cuda_product(&product, cuda);
 }

@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0
- * rows.cu - a row copied to all rows of a matrix (where a product starts from its bias), and the sum of the rows of a matrix (the
- * gradient of a bias). Both are bound by memory. */
+ * rows.cu - a row copied to all rows of a matrix (where a product starts from its bias), and the sum of the rows of a matrix
+ * (the gradient of a bias). Both are bound by memory. */
 #include "gemm/rows.h"
 
 #include "core/numbers.h"
 
 enum { FILL_THREADS = 128, LANES = 32, ROW_LANES = 8, LEAST_ROWS = 64, MOST_PARTS = 1024, MOST_GRID_Y = 65535 };
 
-/* ---- fill: elements are bits here, up to 16 bytes at a time ------------------------------------------------------------------- */
+/* ---- fill: elements are bits here, up to 16 bytes at a time -------------------------------------------------------------- */
 
 /* launch: fill_rows threads=128 shared=0 */
 template <class Unit>
-static __global__ void __launch_bounds__(FILL_THREADS) fill_rows(int64_t rows, int64_t cols, const Unit *row, Unit *c, int64_t s_c) {
+static __global__ void __launch_bounds__(FILL_THREADS)
+    fill_rows(int64_t rows, int64_t cols, const Unit *row, Unit *c, int64_t s_c) {
   const int64_t j = (int64_t)blockIdx.x * FILL_THREADS + threadIdx.x;
   if (j >= cols) return;
   const Unit value = row[j];
@@ -26,7 +27,8 @@ static void launch_fill(int64_t rows, int64_t cols, const void *row, void *c, in
               static_cast<Unit *>(c), s_c);
 }
 
-extern "C" int lath_cuda_fill_rows(lath_dtype dtype, int64_t rows, int64_t cols, const void *row, void *c, int64_t s_c, void *stream) {
+extern "C" int lath_cuda_fill_rows(lath_dtype dtype, int64_t rows, int64_t cols, const void *row, void *c, int64_t s_c,
+                                   void *stream) {
   const int64_t bytes = (int64_t)lath_dtype_size(dtype), vector = 16 / bytes;
   if (rows == 0 || cols == 0) return cudaSuccess;
   if (cols > (int64_t)FILL_THREADS * INT32_MAX) return cudaErrorInvalidValue;
@@ -41,7 +43,7 @@ extern "C" int lath_cuda_fill_rows(lath_dtype dtype, int64_t rows, int64_t cols,
   return cudaGetLastError();
 }
 
-/* ---- sum: a block adds 32 columns of one part of the rows, 8 rows at a time; then the parts are added in the same way ------------ */
+/* ---- sum: a block adds 32 columns of one part of the rows, 8 rows at a time; then the parts are added in the same way ---- */
 
 /* launch: sum_rows threads=256 shared=0 */
 template <class T, class Out>
@@ -77,7 +79,8 @@ extern "C" int64_t lath_cuda_sum_rows_parts(int64_t rows, int64_t cols, int mult
 }
 
 template <class T>
-static void sum_type(int64_t rows, int64_t cols, const void *a, int64_t s_a, void *sums, void *partial, int64_t parts, void *stream) {
+static void sum_type(int64_t rows, int64_t cols, const void *a, int64_t s_a, void *sums, void *partial, int64_t parts,
+                     void *stream) {
   typedef typename lath_sum_of<T>::type S;
   const T *from = static_cast<const T *>(a);
   T *out = static_cast<T *>(sums);
@@ -87,8 +90,8 @@ static void sum_type(int64_t rows, int64_t cols, const void *a, int64_t s_a, voi
   launch_sum(parts, cols, part, cols, out, 1, stream);
 }
 
-extern "C" int lath_cuda_sum_rows(lath_dtype dtype, int64_t rows, int64_t cols, const void *a, int64_t s_a, void *sums, void *partial,
-                                  int multiprocessors, void *stream) {
+extern "C" int lath_cuda_sum_rows(lath_dtype dtype, int64_t rows, int64_t cols, const void *a, int64_t s_a, void *sums,
+                                  void *partial, int multiprocessors, void *stream) {
   const int64_t parts = lath_cuda_sum_rows_parts(rows, cols, multiprocessors);
   if (cols == 0) return cudaSuccess;
   if (cols > (int64_t)LANES * INT32_MAX) return cudaErrorInvalidValue;

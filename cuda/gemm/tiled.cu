@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
- * tiled.cu - c (m, n) = op(a) (m, k) op(b) (k, n) + bias on ordinary arithmetic units: what there is where no cuBLAS is, or where its
- * demands on strides and types are not met.
+ * tiled.cu - c (m, n) = op(a) (m, k) op(b) (k, n) + bias on ordinary arithmetic units: what there is where no cuBLAS is, or
+ * where its demands on strides and types are not met.
  *
- * Any extents, strides and alignment; a and b row-major, each perhaps transposed. A block of 256 threads makes 64 x 64 elements of c,
- * a thread 4 x 4 of them, 16 apart, so that neighbouring threads store neighbouring columns. Slices of 16 along k are converted to the
- * type of the sums (float; double for double) on their way into shared memory. Every sum is one chain in the order of k. */
+ * Any extents, strides and alignment; a and b row-major, each perhaps transposed. A block of 256 threads makes 64 x 64 elements
+ * of c, a thread 4 x 4 of them, 16 apart, so that neighbouring threads store neighbouring columns. Slices of 16 along k are
+ * converted to the type of the sums (float; double for double) on their way into shared memory. Every sum is one chain in the
+ * order of k. */
 #include "core/numbers.h"
 #include "gemm/product.h"
 

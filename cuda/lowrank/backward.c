@@ -3,7 +3,8 @@
  *
  *   dp = dy u     dx = dp v     du = dy^T p     dv = dp^T x     d_bias = sum of rows of dy     d_inner_bias = sum of rows of dp
  *
- * p and dp are in the type of x. dp and dx come from one fused kernel or from two products; the rest are products and sums of rows. */
+ * p and dp are in the type of x. dp and dx come from one fused kernel or from two products; the rest are products and sums of
+ * rows. */
 #include "core/arena.h"
 #include "core/check.h"
 #include "gemm/lt.h"
@@ -57,7 +58,7 @@ lath_status lath_cuda_lowrank_linear_backward_workspace(const struct lath_lowran
   return lath_cuda_taken(&arena, bytes);
 }
 
-/* ---- products -------------------------------------------------------------------------------------------------------------------- */
+/* ---- products ------------------------------------------------------------------------------------------------------------ */
 
 static struct lath_cuda_gemm product(const struct backward *b, int64_t m, int64_t n, int64_t k, void *c, int64_t s_c) {
   const lath_dtype dtype = b->a->dtype;
@@ -106,17 +107,19 @@ static lath_status form_dv(const struct backward *b, struct lath_cuda *cuda) {
   return lath_cuda_product(&gemm, cuda);
 }
 
-static lath_status sum_rows(const struct backward *b, int64_t cols, const void *of, int64_t stride, void *sums, struct lath_cuda *cuda) {
+static lath_status sum_rows(const struct backward *b, int64_t cols, const void *of, int64_t stride, void *sums,
+                            struct lath_cuda *cuda) {
   return lath_device_check(cuda, lath_cuda_sum_rows(b->a->dtype, b->a->rows, cols, of, stride, sums, b->partial,
                                                     b->choice.device.multiprocessors, cuda->stream));
 }
 
-/* ---- the entry ------------------------------------------------------------------------------------------------------------------- */
+/* ---- the entry ----------------------------------------------------------------------------------------------------------- */
 
 static lath_status form_dp_and_dx(const struct backward *b, struct lath_cuda *cuda) {
   if (b->choice.plan.kernel == LATH_LOWRANK_FUSED && b->a->dx) {
     struct lath_fused fused = lath_fused_dx(b->a, b->a->dv || b->a->d_inner_bias ? b->dp : NULL);
-    return lath_device_check(cuda, lath_cuda_fused(&fused, b->choice.tile_rows, b->choice.device.multiprocessors, cuda->device, cuda->stream));
+    return lath_device_check(
+        cuda, lath_cuda_fused(&fused, b->choice.tile_rows, b->choice.device.multiprocessors, cuda->device, cuda->stream));
   }
   if (b->dp) LATH_TRY(form_dp(b, cuda));
   return b->a->dx ? form_dx(b, cuda) : LATH_OK;

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0
  * few.cu - y (rows, out) = (x v^T + inner_bias) u^T + bias for 1 to 16 rows: what generating one word at a time does all day.
  *
- * Both weights are read once and nothing else of size is, so the time is that of reading them, if enough loads are under way on all
- * multiprocessors. Two kernels, because the second product needs all of the first:
+ * Both weights are read once and nothing else of size is, so the time is that of reading them, if enough loads are under way on
+ * all multiprocessors. Two kernels, because the second product needs all of the first:
  *
- *   few_first    A block of 8 warps takes GROUP rows of v (rank, in) and one share of `in`. Lanes read 16 bytes side by side; each
- *                vector of x is used for GROUP rows of v. Lanes are folded by shuffles, warps through shared memory, and the block
- *                leaves rows x GROUP sums in partial (splits, rows, rank).
- *   few_second   Each block adds the splits in order into shared memory (p, in the type of sums: it is not rounded on the way), then 8
- *                lanes take a row of u (out, rank), 16 bytes each, and are folded by shuffles.
+ *   few_first    A block of 8 warps takes GROUP rows of v (rank, in) and one share of `in`. Lanes read 16 bytes side by side;
+ *                each vector of x is used for GROUP rows of v. Lanes are folded by shuffles, warps through shared memory, and
+ *                the block leaves rows x GROUP sums in partial (splits, rows, rank).
+ *   few_second   Each block adds the splits in order into shared memory (p, in the type of sums: it is not rounded on the way),
+ *                then 8 lanes take a row of u (out, rank), 16 bytes each, and are folded by shuffles.
  *
- * Any extents, strides and alignment: where rows of a weight or of x are not on 16 bytes, the same loop loads single elements. Every
- * order of additions is fixed by the shape and the number of multiprocessors. */
+ * Any extents, strides and alignment: where rows of a weight or of x are not on 16 bytes, the same loop loads single elements.
+ * Every order of additions is fixed by the shape and the number of multiprocessors. */
 #include "core/numbers.h"
 #include "lowrank/routes.h"
 
@@ -41,8 +41,8 @@ static __device__ inline void load_some(T (&e)[N], const struct few_matrix *m, i
   }
 }
 
-/* Adds up v[i] over LANES neighbouring lanes, for COUNT values at once: at each step a lane keeps half of the values and hands the
- * others to its partner, so that about COUNT + log2(LANES) shuffles do the work of COUNT log2(LANES). */
+/* Adds up v[i] over LANES neighbouring lanes, for COUNT values at once: at each step a lane keeps half of the values and hands
+ * the others to its partner, so that about COUNT + log2(LANES) shuffles do the work of COUNT log2(LANES). */
 template <int COUNT, int LANES, class S>
 static __device__ inline void fold(S *v, int lane) {
   constexpr int STEP = LANES / 2, HALF = COUNT / 2;
@@ -64,8 +64,8 @@ struct folded {
 
 /* launch: few_first threads=256 shared=0 */
 template <class T, int ROWS>
-static __global__ void __launch_bounds__(THREADS, 1)
-    few_first(int rows, int64_t in, int64_t rank, struct few_matrix x, struct few_matrix v, typename lath_sum_of<T>::type *partial) {
+static __global__ void __launch_bounds__(THREADS, 1) few_first(int rows, int64_t in, int64_t rank, struct few_matrix x,
+                                                               struct few_matrix v, typename lath_sum_of<T>::type *partial) {
   typedef typename lath_sum_of<T>::type S;
   constexpr int GROUP = group<S>(), COUNT = GROUP * ROWS, VECTOR = 16 / sizeof(T), STEP = 32 * VECTOR;
   __shared__ S warp_sum[WARPS][COUNT];
@@ -150,7 +150,7 @@ static __global__ void __launch_bounds__(THREADS, 1) few_second(struct few_secon
     gather<T>(p, &g, ROWS, from);
     __syncthreads();
     const int width = g.rank - from < CHUNK ? (int)(g.rank - from) : CHUNK;
-#pragma unroll 2
+#pragma unroll(ROWS <= 4 ? 4 : 2)
     for (int j = lane * VECTOR; j < width; j += SUB_LANES * VECTOR) {
       T weight[VECTOR];
       load_some(weight, &g.u, row, from + j, g.rank);
@@ -177,7 +177,7 @@ static __global__ void __launch_bounds__(THREADS, 1) few_second(struct few_secon
   }
 }
 
-/* ---- host ------------------------------------------------------------------------------------------------------------------------ */
+/* ---- host ---------------------------------------------------------------------------------------------------------------- */
 
 static struct few_matrix matrix(const struct lath_lowrank_linear *a, const void *data, int64_t rows, int64_t stride) {
   const uint64_t bytes = rows > 1 ? (uint64_t)stride * lath_dtype_size(a->dtype) : 0;
@@ -186,7 +186,8 @@ static struct few_matrix matrix(const struct lath_lowrank_linear *a, const void 
 }
 
 extern "C" int lath_few_splits(const struct lath_lowrank_linear *a, int multiprocessors) {
-  const int64_t groups = lath_blocks(a->rank, a->dtype == LATH_F64 ? 2 : 4), step = 32 * 16 / (int64_t)lath_dtype_size(a->dtype);
+  const int64_t groups = lath_blocks(a->rank, a->dtype == LATH_F64 ? 2 : 4),
+                step = 32 * 16 / (int64_t)lath_dtype_size(a->dtype);
   const int64_t longest = a->in / (step * WARPS); /* each warp has work */
   int64_t splits = lath_blocks(multiprocessors, groups > 0 ? groups : 1);
   if (splits > longest) splits = longest;
@@ -199,8 +200,8 @@ static cudaError_t launch(const struct lath_lowrank_linear *a, void *partial, in
   typedef typename lath_sum_of<T>::type S;
   const int64_t groups = lath_blocks(a->rank, group<S>()), blocks = lath_blocks(a->out, OUT_ROWS);
   if (groups > INT32_MAX || blocks > INT32_MAX) return cudaErrorInvalidValue;
-  LATH_LAUNCH((few_first<T, ROWS>), dim3((unsigned)groups, (unsigned)splits), dim3(THREADS), 0, stream, (int)a->rows, a->in, a->rank,
-              matrix(a, a->x, a->rows, a->s_x), matrix(a, a->v, a->rank, a->s_v), static_cast<S *>(partial));
+  LATH_LAUNCH((few_first<T, ROWS>), dim3((unsigned)groups, (unsigned)splits), dim3(THREADS), 0, stream, (int)a->rows, a->in,
+              a->rank, matrix(a, a->x, a->rows, a->s_x), matrix(a, a->v, a->rank, a->s_v), static_cast<S *>(partial));
   const cudaError_t error = cudaGetLastError();
   if (error) return error;
   const struct few_second_args g = {(int)a->rows, splits,        a->rank, a->out, matrix(a, a->u, a->out, a->s_u),

@@ -44,7 +44,8 @@ static lath_status prepare(struct forward *f, const struct lath_lowrank_linear *
   return LATH_OK;
 }
 
-lath_status lath_cuda_lowrank_linear_workspace(const struct lath_lowrank_linear *a, const struct lath_cuda *cuda, size_t *bytes) {
+lath_status lath_cuda_lowrank_linear_workspace(const struct lath_lowrank_linear *a, const struct lath_cuda *cuda,
+                                               size_t *bytes) {
   struct forward f = {0};
   struct lath_arena arena = lath_arena_on(NULL);
   if (!a || !cuda || !bytes) return LATH_INVALID_ARGUMENT;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * frobenius.c - || u v ||_F^2 = < u^T u, v v^T > and its gradients; see the CPU's file of that name. The Gram matrices stay in the type
- * that sums are kept in, so in 16-bit types the products of the backward have mixed operands and run on our own kernel. */
+ * frobenius.c - || u v ||_F^2 = < u^T u, v v^T > and its gradients; see the CPU's file of that name. The Gram matrices stay in
+ * the type that sums are kept in, so in 16-bit types the products of the backward have mixed operands and run on our own
+ * kernel. */
 #include "lowrank/frobenius.h"
 
 #include "core/arena.h"
@@ -86,7 +87,8 @@ lath_status lath_cuda_frobenius(const struct lath_frobenius *a, void *value, str
   LATH_TRY(begin(&f, a, value, cuda));
   LATH_TRY(form_gram_v(&f, cuda));
   LATH_TRY(form_gram_u(&f, cuda));
-  return lath_device_check(cuda, lath_cuda_dot(f.sums, a->rank * a->rank, a->gram_v, a->gram_u, value, f.partial, cuda->stream));
+  return lath_device_check(cuda,
+                           lath_cuda_dot(f.sums, a->rank * a->rank, a->gram_v, a->gram_u, value, f.partial, cuda->stream));
 }
 
 static lath_status scale_gram(const struct frobenius *f, const void *gram, const void *scale, struct lath_cuda *cuda) {

@@ -44,7 +44,7 @@ static __global__ void __launch_bounds__(THREADS) scale_gram(int64_t count, cons
     scaled[i] = factor * gram[i];
 }
 
-/* ---- host ------------------------------------------------------------------------------------------------------------------------ */
+/* ---- host ---------------------------------------------------------------------------------------------------------------- */
 
 static int64_t blocks(int64_t count, int64_t most) {
   const int64_t wanted = (count + THREADS - 1) / THREADS;
@@ -56,10 +56,12 @@ static void dot(int64_t count, const void *a, const void *b, void *value, double
   const int parts = (int)blocks(count, LATH_FROBENIUS_PARTS);
   LATH_LAUNCH((dot_parts<S>), dim3((unsigned)parts), dim3(THREADS), 0, stream, count, static_cast<const S *>(a),
               static_cast<const S *>(b), partial);
-  LATH_LAUNCH((add_parts<S>), dim3(1), dim3(THREADS), 0, stream, parts, static_cast<const double *>(partial), static_cast<S *>(value));
+  LATH_LAUNCH((add_parts<S>), dim3(1), dim3(THREADS), 0, stream, parts, static_cast<const double *>(partial),
+              static_cast<S *>(value));
 }
 
-extern "C" int lath_cuda_dot(lath_dtype sums, int64_t count, const void *a, const void *b, void *value, void *partial, void *stream) {
+extern "C" int lath_cuda_dot(lath_dtype sums, int64_t count, const void *a, const void *b, void *value, void *partial,
+                             void *stream) {
   if (sums == LATH_F64)
     dot<double>(count, a, b, value, static_cast<double *>(partial), stream);
   else
@@ -73,7 +75,8 @@ static void scale_all(int64_t count, const void *gram, const void *scale, void *
               static_cast<const S *>(gram), static_cast<const S *>(scale), static_cast<S *>(scaled));
 }
 
-extern "C" int lath_cuda_scale(lath_dtype sums, int64_t count, const void *gram, const void *scale, void *scaled, void *stream) {
+extern "C" int lath_cuda_scale(lath_dtype sums, int64_t count, const void *gram, const void *scale, void *scaled,
+                               void *stream) {
   if (count == 0) return cudaSuccess;
   if (sums == LATH_F64)
     scale_all<double>(count, gram, scale, scaled, stream);

@@ -1,20 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0
- * fused.cu - c (rows, n) = (a (rows, k) first (k, rank) + inner_bias) second (rank, n) + bias in one kernel, on tensor cores, for 16-bit
- * types and ranks up to 256. The intermediate is made in registers, rounded into shared memory and used from there; c gets its bias
- * before it is rounded. What a pair of library products moves on top is the intermediate, written and read once, and the bias.
+ * fused.cu - c (rows, n) = (a (rows, k) first (k, rank) + inner_bias) second (rank, n) + bias in one kernel, on tensor cores,
+ * for 16-bit types and ranks up to 256. The intermediate is made in registers, rounded into shared memory and used from there;
+ * c gets its bias before it is rounded. What a pair of library products moves on top is the intermediate, written and read
+ * once, and the bias.
  *
  * A block of 8 warps takes ROWS rows of a, 64 or 128; the warps form 2 x 4 or 4 x 2.
- *   1. intermediate (ROWS, RANK): slices of 32 along k of a and of first stream through shared memory in a ring of cp.async stages. A
- *      warp keeps 32 x RANK / (4 or 2) sums in registers, in fp32.
+ *   1. intermediate (ROWS, RANK): slices of 32 along k of a and of first stream through shared memory in a ring of cp.async
+ *      stages. A warp keeps 32 x RANK / (4 or 2) sums in registers, in fp32.
  *   2. The intermediate goes to shared memory as 16-bit numbers, where it is the left operand.
- *   3. Tiles of `second`, RANK x WIDTH, stream through the same memory in two stages; a warp makes 32 x WIDTH / (4 or 2) of c from each.
- * RANK is the rank rounded up to 64, 128 or 256; the excess is zeros, which cp.async writes for bytes beyond the operand. With few tiles
- * of rows, several blocks share the columns of c and each makes the intermediate anew. Each block reads both weights, from L2: 128 rows
- * halve that, and 64 rows give more blocks. Rank 256 has no room for 128 rows.
+ *   3. Tiles of `second`, RANK x WIDTH, stream through the same memory in two stages; a warp makes 32 x WIDTH / (4 or 2) of c
+ *      from each.
  *
- * Operands lie on 16 bytes with strides in multiples of 8 elements, and k, rank and n are multiples of 8: then a vector of 8 elements is
- * inside or outside as a whole. Rows of shared memory are 8 elements longer than their tile: ldmatrix then meets no bank twice.
- * All but dx at rank 256 fits the 99 KiB that a block gets on sm_86, sm_89 and sm_120.
+ * RANK is the rank rounded up to 64, 128 or 256; the excess is zeros, which cp.async writes for bytes beyond the operand. With
+ * few tiles of rows, several blocks share the columns of c and each makes the intermediate anew. Each block reads both weights,
+ * from L2: 128 rows halve that, and 64 rows give more blocks. Rank 256 has no room for 128 rows.
+ *
+ * Operands lie on 16 bytes with strides in multiples of 8 elements, and k, rank and n are multiples of 8: then a vector of 8
+ * elements is inside or outside as a whole. Rows of shared memory are 8 elements longer than their tile: ldmatrix then meets no
+ * bank twice. All but dx at rank 256 fits the 99 KiB that a block gets on sm_86, sm_89 and sm_120.
  *
  * The gradient dx = (dy u) v is the same with operands stored the other way round, see struct lath_fused. */
 #include "core/numbers.h"
@@ -23,7 +26,7 @@
 
 enum { THREADS = 256, WARPS = THREADS / 32, SLICE = 32, PAD = 8, VECTOR = 8, WARP_ROWS = 32 };
 
-/* ---- sizes, in elements ------------------------------------------------------------------------------------------------------------ */
+/* ---- sizes, in elements -------------------------------------------------------------------------------------------------- */
 
 template <int ROWS_, int RANK_, bool TRANSPOSED_>
 struct shape {
@@ -39,7 +42,7 @@ struct shape {
   static constexpr int BYTES = 2 * (RING + ROWS * (RANK + PAD));
 };
 
-/* ---- tiles on their way to shared memory -------------------------------------------------------------------------------------------- */
+/* ---- tiles on their way to shared memory --------------------------------------------------------------------------------- */
 
 /* A matrix of which rows and cols elements exist. */
 template <class T>
@@ -56,13 +59,15 @@ static __device__ inline void copy_tile(T *to, const struct source<T> &from, int
   for (int step = 0; step < R * C / (VECTOR * THREADS); step++) {
     const int i = step * THREADS + (int)threadIdx.x, r = i / (C / VECTOR), c = i % (C / VECTOR) * VECTOR;
     const bool inside = row + r < from.rows && col + c < from.cols;
-    lath_cp_async_16(to + r * (C + PAD) + c, inside ? from.data + (row + r) * from.stride + col + c : from.data, inside ? 16 : 0);
+    lath_cp_async_16(to + r * (C + PAD) + c, inside ? from.data + (row + r) * from.stride + col + c : from.data,
+                     inside ? 16 : 0);
   }
 }
 
 /* The slice of step 1 from k on: a as (ROWS, SLICE), then first as (RANK, SLICE), or (SLICE, RANK) when transposed. */
 template <class H, class T>
-static __device__ inline void copy_slice(T *stage, const struct source<T> &a, const struct source<T> &first, int64_t row, int64_t k) {
+static __device__ inline void copy_slice(T *stage, const struct source<T> &a, const struct source<T> &first, int64_t row,
+                                         int64_t k) {
   copy_tile<H::ROWS, SLICE>(stage, a, row, k);
   T *to = stage + H::ROWS * (SLICE + PAD);
   if constexpr (H::TRANSPOSED)
@@ -79,22 +84,25 @@ static __device__ inline void copy_second(T *to, const struct source<T> &second,
     copy_tile<H::WIDTH, H::RANK>(to, second, column, 0);
 }
 
-/* ---- tensor cores ------------------------------------------------------------------------------------------------------------------- */
+/* ---- tensor cores -------------------------------------------------------------------------------------------------------- */
 
-static __device__ inline void multiply(float *d, const unsigned *a, const unsigned *b, __half) { lath_mma_m16n8k16_f16(d, a, b); }
+static __device__ inline void multiply(float *d, const unsigned *a, const unsigned *b, __half) {
+  lath_mma_m16n8k16_f16(d, a, b);
+}
 static __device__ inline void multiply(float *d, const unsigned *a, const unsigned *b, __nv_bfloat16) {
   lath_mma_m16n8k16_bf16(d, a, b);
 }
 
-/* sum (32, 8 N) += a (32, DEPTH) b (DEPTH, 8 N) for this warp. a has rows of A_STRIDE elements. b is stored as (8 N, DEPTH), or as
- * (DEPTH, 8 N) when TRANSPOSED, with rows of B_STRIDE elements. N is even. */
+/* sum (32, 8 N) += a (32, DEPTH) b (DEPTH, 8 N) for this warp. a has rows of A_STRIDE elements. b is stored as (8 N, DEPTH), or
+ * as (DEPTH, 8 N) when TRANSPOSED, with rows of B_STRIDE elements. N is even. */
 template <int N, int DEPTH, int A_STRIDE, int B_STRIDE, bool TRANSPOSED, class T>
 static __device__ inline void multiply_tiles(float (*sum)[N][4], const T *a, const T *b) {
   const int lane = (int)threadIdx.x % 32;
-  /* Lane 8 i + j points at row j of matrix i. Of a: rows 0-7 and 8-15, then the same 8 columns on. Of b: columns k 0-7 and 8-15 of the
-   * first 8 rows, then of the next 8; transposed, rows k 0-7 and 8-15 of the first 8 columns, then of the next 8. */
+  /* Lane 8 i + j points at row j of matrix i. Of a: rows 0-7 and 8-15, then the same 8 columns on. Of b: columns k 0-7 and 8-15
+   * of the first 8 rows, then of the next 8; transposed, rows k 0-7 and 8-15 of the first 8 columns, then of the next 8. */
   const T *a_row = a + lane % 16 * A_STRIDE + lane / 16 * 8;
-  const T *b_row = TRANSPOSED ? b + lane % 16 * B_STRIDE + lane / 16 * 8 : b + (lane / 16 * 8 + lane % 8) * B_STRIDE + lane / 8 % 2 * 8;
+  const T *b_row =
+      TRANSPOSED ? b + lane % 16 * B_STRIDE + lane / 16 * 8 : b + (lane / 16 * 8 + lane % 8) * B_STRIDE + lane / 8 % 2 * 8;
 #pragma unroll 2
   for (int d = 0; d < DEPTH; d += 16) {
     unsigned x[2][4];
@@ -116,7 +124,7 @@ static __device__ inline void multiply_tiles(float (*sum)[N][4], const T *a, con
   }
 }
 
-/* ---- from registers to memory ------------------------------------------------------------------------------------------------------- */
+/* ---- from registers to memory -------------------------------------------------------------------------------------------- */
 
 /* Two neighbours as one register, the first in the low half. */
 template <class T>
@@ -134,8 +142,8 @@ static __device__ inline float number_at(const T *vector, int64_t i, int64_t cou
   return vector && i < count ? lath_number(vector[i]) : 0.f;
 }
 
-/* intermediate (32, 8 N of this warp) = sum + inner_bias, rounded, in rows of STRIDE elements. Zeros beyond the rank: infinity times the
- * zeros that pad `first` has made NaN there. */
+/* intermediate (32, 8 N of this warp) = sum + inner_bias, rounded, in rows of STRIDE elements. Zeros beyond the rank: infinity
+ * times the zeros that pad `first` has made NaN there. */
 template <int N, int STRIDE, class T>
 static __device__ inline void keep_intermediate(T *to, float (*sum)[N][4], const T *inner_bias, int column, int64_t rank) {
   const int lane = (int)threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -164,10 +172,12 @@ static __device__ inline void store_intermediate(T *p, const T *from, int64_t ro
   }
 }
 
-/* c (32, 8 N of this warp) = sum + bias. A thread holds 2 neighbours of each 8 columns; of two such groups, it gives its 2 of one to the
- * thread beside it and takes that one's 2 of the other, so that it stores 4 neighbours and four threads fill a sector of 32 bytes. */
+/* c (32, 8 N of this warp) = sum + bias. A thread holds 2 neighbours of each 8 columns; of two such groups, it gives its 2 of
+ * one to the thread beside it and takes that one's 2 of the other, so that it stores 4 neighbours and four threads fill a
+ * sector of 32 bytes. */
 template <int N, class T>
-static __device__ inline void store_tile(const struct source<T> &c, float (*sum)[N][4], const T *bias, int64_t row, int64_t column) {
+static __device__ inline void store_tile(const struct source<T> &c, float (*sum)[N][4], const T *bias, int64_t row,
+                                         int64_t column) {
   const int lane = (int)threadIdx.x % 32, g = lane / 4, t = lane % 4, odd = lane % 2;
   T *data = const_cast<T *>(c.data);
 #pragma unroll
@@ -190,7 +200,7 @@ static __device__ inline void store_tile(const struct source<T> &c, float (*sum)
   }
 }
 
-/* ---- the kernel ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- the kernel ---------------------------------------------------------------------------------------------------------- */
 
 template <class T>
 struct fused_args {
@@ -202,8 +212,8 @@ struct fused_args {
 
 /* Step 1: this warp's part of the intermediate, (32, 8 N), in registers. */
 template <class H, int N, class T>
-static __device__ inline void make_intermediate(float (*sum)[N][4], T *ring, const struct fused_args<T> &g, int64_t row, int warp_row,
-                                                int warp_across) {
+static __device__ inline void make_intermediate(float (*sum)[N][4], T *ring, const struct fused_args<T> &g, int64_t row,
+                                                int warp_row, int warp_across) {
   const int64_t steps = (g.k + SLICE - 1) / SLICE;
 #pragma unroll
   for (int s = 0; s < H::STAGES - 1; s++) {
@@ -231,8 +241,8 @@ static __device__ inline void make_intermediate(float (*sum)[N][4], T *ring, con
 
 /* Step 3: tiles of c from `tile` to `end`. */
 template <class H, class T>
-static __device__ inline void make_c(T *ring, const T *intermediate, const struct fused_args<T> &g, int64_t row, int64_t tile, int64_t end,
-                                     int warp_row, int warp_across) {
+static __device__ inline void make_c(T *ring, const T *intermediate, const struct fused_args<T> &g, int64_t row, int64_t tile,
+                                     int64_t end, int warp_row, int warp_across) {
   constexpr int N = H::WIDTH / H::WARPS_ACROSS / 8;
   if (tile < end) copy_second<H>(ring, g.second, tile * H::WIDTH);
   lath_cp_async_commit();
@@ -263,15 +273,17 @@ static __global__ void __launch_bounds__(THREADS, H::RANK == 256 ? 1 : 2) fused(
   const int64_t row = (int64_t)blockIdx.x * H::ROWS, tiles = (g.c.cols + H::WIDTH - 1) / H::WIDTH;
   float sum[2][N][4] = {};
   make_intermediate<H, N>(sum, ring, g, row, warp_row, warp_across);
-  keep_intermediate<N, H::RANK + PAD>(intermediate + warp_row * (H::RANK + PAD), sum, g.inner_bias, warp_across * 8 * N, g.rank);
+  keep_intermediate<N, H::RANK + PAD>(intermediate + warp_row * (H::RANK + PAD), sum, g.inner_bias, warp_across * 8 * N,
+                                      g.rank);
   if (g.p && blockIdx.y == 0) {
     __syncthreads();
     store_intermediate<H>(g.p, intermediate, row, g.c.rows, g.rank);
   }
-  make_c<H>(ring, intermediate, g, row, tiles * blockIdx.y / gridDim.y, tiles * (blockIdx.y + 1) / gridDim.y, warp_row, warp_across);
+  make_c<H>(ring, intermediate, g, row, tiles * blockIdx.y / gridDim.y, tiles * (blockIdx.y + 1) / gridDim.y, warp_row,
+            warp_across);
 }
 
-/* ---- host ------------------------------------------------------------------------------------------------------------------------------- */
+/* ---- host ---------------------------------------------------------------------------------------------------------------- */
 
 /* The one place that knows which shapes there are: use(shape) for that of the call. */
 template <bool TRANSPOSED, class Use>
@@ -306,7 +318,7 @@ extern "C" int lath_fused_shares(const struct lath_fused *f, int tile_rows, int 
 
 template <class T>
 static struct source<T> as_source(const void *data, int64_t stride, int64_t rows, int64_t cols) {
-  const struct source<T> s = {static_cast<const T *>(data), stride, rows, cols};
+  const struct source<T> s = { static_cast<const T *>(data), stride, rows, cols };
   return s;
 }
 
@@ -329,7 +341,8 @@ static cudaError_t launch(const struct lath_fused *f, int shares, int ordinal, v
   struct fused_args<T> g;
   g.a = as_source<T>(f->a, f->s_a, f->rows, f->k);
   g.first = transposed ? as_source<T>(f->first, f->s_first, f->k, f->rank) : as_source<T>(f->first, f->s_first, f->rank, f->k);
-  g.second = transposed ? as_source<T>(f->second, f->s_second, f->rank, f->n) : as_source<T>(f->second, f->s_second, f->n, f->rank);
+  g.second =
+      transposed ? as_source<T>(f->second, f->s_second, f->rank, f->n) : as_source<T>(f->second, f->s_second, f->n, f->rank);
   g.c = as_source<T>(f->c, f->s_c, f->rows, f->n);
   g.k = f->k, g.rank = f->rank;
   g.inner_bias = static_cast<const T *>(f->inner_bias), g.bias = static_cast<const T *>(f->bias), g.p = static_cast<T *>(f->p);
@@ -343,6 +356,7 @@ extern "C" int lath_cuda_fused(const struct lath_fused *f, int tile_rows, int mu
   if (lath_blocks(f->rows, tile_rows) > INT32_MAX) return cudaErrorInvalidValue;
   return with_shape(f, tile_rows, [=](auto h) {
     typedef decltype(h) H;
-    return f->dtype == LATH_F16 ? launch<H, __half>(f, shares, ordinal, stream) : launch<H, __nv_bfloat16>(f, shares, ordinal, stream);
+    return f->dtype == LATH_F16 ? launch<H, __half>(f, shares, ordinal, stream)
+                                : launch<H, __nv_bfloat16>(f, shares, ordinal, stream);
   });
 }

@@ -14,16 +14,17 @@
 
 struct merged {
   const struct lath_lowrank_linear *a;
-  void *w;               /* (out, in) */
-  void *shift;           /* forward: (out), NULL without inner_bias */
+  void *w;     /* (out, in) */
+  void *shift; /* forward: (out), NULL without inner_bias */
   struct lath_lt_room room;
-  void *dw, *d_bias;     /* backward: (out, in), (out) */
-  void *partial;         /* of the sum of the rows of dy */
+  void *dw, *d_bias; /* backward: (out, in), (out) */
+  void *partial;     /* of the sum of the rows of dy */
 };
 
 static struct lath_cuda_gemm product(const struct merged *m, int64_t rows, int64_t cols, int64_t k, void *c, int64_t s_c) {
   const lath_dtype dtype = m->a->dtype;
-  return (struct lath_cuda_gemm){.a_type = dtype, .b_type = dtype, .c_type = dtype, .m = rows, .n = cols, .k = k, .c = c, .s_c = s_c};
+  return (struct lath_cuda_gemm){
+      .a_type = dtype, .b_type = dtype, .c_type = dtype, .m = rows, .n = cols, .k = k, .c = c, .s_c = s_c};
 }
 
 static lath_status form_w(const struct merged *m, struct lath_cuda *cuda) {
@@ -34,7 +35,7 @@ static lath_status form_w(const struct merged *m, struct lath_cuda *cuda) {
   return lath_cuda_product(&gemm, cuda);
 }
 
-/* ---- forward --------------------------------------------------------------------------------------------------------------------- */
+/* ---- forward ------------------------------------------------------------------------------------------------------------- */
 
 static struct merged prepare_forward(const struct lath_lowrank_linear *a, const struct lath_cuda *cuda,
                                      const struct lath_device *device, struct lath_arena *arena) {
@@ -77,7 +78,7 @@ lath_status lath_cuda_merged(const struct lath_lowrank_linear *a, struct lath_cu
   return lath_cuda_product(&gemm, cuda);
 }
 
-/* ---- backward -------------------------------------------------------------------------------------------------------------------- */
+/* ---- backward ------------------------------------------------------------------------------------------------------------ */
 
 static struct merged prepare_backward(const struct lath_lowrank_linear *a, const struct lath_device *device,
                                       struct lath_arena *arena) {
@@ -87,11 +88,13 @@ static struct merged prepare_backward(const struct lath_lowrank_linear *a, const
   if (a->du || a->dv) m.dw = lath_cuda_take(arena, a->dtype, a->out, a->in);
   if (sums && !a->d_bias) m.d_bias = lath_cuda_take(arena, a->dtype, 1, a->out);
   if (sums)
-    m.partial = lath_cuda_take(arena, lath_sum_type(a->dtype), lath_cuda_sum_rows_parts(a->rows, a->out, device->multiprocessors), a->out);
+    m.partial = lath_cuda_take(arena, lath_sum_type(a->dtype),
+                               lath_cuda_sum_rows_parts(a->rows, a->out, device->multiprocessors), a->out);
   return m;
 }
 
-void lath_cuda_merged_backward_size(const struct lath_lowrank_linear *a, const struct lath_device *device, struct lath_arena *arena) {
+void lath_cuda_merged_backward_size(const struct lath_lowrank_linear *a, const struct lath_device *device,
+                                    struct lath_arena *arena) {
   (void)prepare_backward(a, device, arena);
 }
 
@@ -142,7 +145,8 @@ static lath_status form_d_inner_bias(const struct merged *m, struct lath_cuda *c
   return lath_cuda_product(&gemm, cuda);
 }
 
-lath_status lath_cuda_merged_backward(const struct lath_lowrank_linear *a, struct lath_cuda *cuda, const struct lath_device *device) {
+lath_status lath_cuda_merged_backward(const struct lath_lowrank_linear *a, struct lath_cuda *cuda,
+                                      const struct lath_device *device) {
   struct lath_arena arena = lath_arena_on(a->workspace);
   const struct merged m = prepare_backward(a, device, &arena);
   if (m.d_bias)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * plan.c - which route a low-rank product takes on a GPU: the one with the shortest estimated time.
  *
- * Each route is a few kernels; the time of a kernel is its launch plus the longest of what it moves and what it computes. The rates
- * below are those of an H100-class GPU, from its data sheet and taken at what such kernels commonly reach. NOT MEASURED: no GPU was at
- * hand. docs/cuda.md has the formulas. */
+ * Each route is a few kernels; the time of a kernel is its launch plus the longest of what it moves and what it computes. The
+ * rates below are those of an H100-class GPU, from its data sheet and taken at what such kernels commonly reach. NOT MEASURED:
+ * no GPU was at hand. docs/cuda.md has the formulas. */
 #include "core/blas.h"
 #include "core/check.h"
 #include "gemm/lt.h"
@@ -18,8 +18,9 @@
 #define MEMORY_RATE 25.0
 #define CACHE_RATE 40.0
 
-/* Operations (a multiply-add is two) per nanosecond and multiprocessor. Tensor cores 989 TFLOP/s in 16 bits, half of it in TF32; the
- * library reaches two thirds. mma.sync has about 0.6 of the peak, and our loop two thirds of that. Arithmetic units: 67 TFLOP/s. */
+/* Operations (a multiply-add is two) per nanosecond and multiprocessor. Tensor cores 989 TFLOP/s in 16 bits, half of it in
+ * TF32; the library reaches two thirds. mma.sync has about 0.6 of the peak, and our loop two thirds of that. Arithmetic units:
+ * 67 TFLOP/s. */
 #define LIBRARY_16_BIT_RATE 5000.0
 #define LIBRARY_TF32_RATE 2500.0
 #define LIBRARY_F32_RATE 380.0
@@ -38,7 +39,7 @@ struct times {
   int bias_is_free;                            /* added by the kernel of the product that it belongs to */
 };
 
-/* ---- operations ------------------------------------------------------------------------------------------------------------------ */
+/* ---- operations ---------------------------------------------------------------------------------------------------------- */
 
 static int64_t factored_macs(const struct lath_lowrank_linear *a, int backward) {
   return (backward ? 2 : 1) * a->rows * a->rank * (a->in + a->out);
@@ -49,7 +50,7 @@ static int64_t merged_macs(const struct lath_lowrank_linear *a, int backward) {
   return (backward ? 2 : 1) * a->rows * a->in * a->out + (backward ? 3 : 1) * a->rank * a->in * a->out;
 }
 
-/* ---- times, in nanoseconds ------------------------------------------------------------------------------------------------------- */
+/* ---- times, in nanoseconds ----------------------------------------------------------------------------------------------- */
 
 static double longest(double a, double b) { return a > b ? a : b; }
 
@@ -86,10 +87,15 @@ static double few_time(const struct times *t) {
          longest(numbers * t->bytes / MEMORY_RATE, 2.0 * (double)rows * numbers / FEW_RATE) / t->multiprocessors;
 }
 
+static int64_t padded_rank(int64_t rank) {
+  if (rank <= 64) return 64;
+  return rank <= 128 ? 128 : 256;
+}
+
 /* Blocks come in waves of one per multiprocessor. Each reads its rows from memory and all weights through L2. */
 static double fused_time(const struct times *t, const struct lath_fused *f, int tile_rows) {
   const int64_t tiles = lath_blocks(f->rows, tile_rows), shares = lath_fused_shares(f, tile_rows, (int)t->multiprocessors);
-  const int64_t waves = lath_blocks(tiles * shares, (int64_t)t->multiprocessors), rank = f->rank <= 64 ? 64 : f->rank <= 128 ? 128 : 256;
+  const int64_t waves = lath_blocks(tiles * shares, (int64_t)t->multiprocessors), rank = padded_rank(f->rank);
   const double first = (double)f->k, second = (double)f->n / (double)shares, rows = (double)tile_rows;
   const double block_operations = 2.0 * rows * (double)rank * (first + second);
   const double block_weights = (double)f->rank * (first + second) * t->bytes;
@@ -111,11 +117,12 @@ static double factors_time(const struct times *t) {
 
 static double merged_backward_time(const struct times *t) {
   const struct lath_lowrank_linear *a = t->a;
-  return product_time(t, a->out, a->in, a->rank) + product_time(t, a->rows, a->in, a->out) + product_time(t, a->out, a->in, a->rows) +
-         product_time(t, a->out, a->rank, a->in) + product_time(t, a->rank, a->in, a->out);
+  return product_time(t, a->out, a->in, a->rank) + product_time(t, a->rows, a->in, a->out) +
+         product_time(t, a->out, a->in, a->rows) + product_time(t, a->out, a->rank, a->in) +
+         product_time(t, a->rank, a->in, a->out);
 }
 
-/* ---- what each route can do ------------------------------------------------------------------------------------------------------ */
+/* ---- what each route can do ---------------------------------------------------------------------------------------------- */
 
 struct lath_fused lath_fused_forward(const struct lath_lowrank_linear *a) {
   return (struct lath_fused){.dtype = a->dtype,
@@ -157,10 +164,11 @@ struct lath_fused lath_fused_dx(const struct lath_lowrank_linear *a, void *dp) {
 static int on_16_bytes(const void *data, int64_t stride) { return (uintptr_t)data % 16 == 0 && stride % 8 == 0; }
 
 static int can_fuse(const struct lath_fused *f, int tile_rows, const struct lath_device *device) {
-  return lath_is_16_bit(f->dtype) && device->capability >= 80 && f->rank <= LATH_FUSED_RANK && f->rows > 0 && f->k > 0 && f->rank > 0 &&
-         f->n > 0 && f->k % 8 == 0 && f->rank % 8 == 0 && f->n % 8 == 0 && on_16_bytes(f->a, f->s_a) &&
+  return lath_is_16_bit(f->dtype) && device->capability >= 80 && f->rank <= LATH_FUSED_RANK && f->rows > 0 && f->k > 0 &&
+         f->rank > 0 && f->n > 0 && f->k % 8 == 0 && f->rank % 8 == 0 && f->n % 8 == 0 && on_16_bytes(f->a, f->s_a) &&
          on_16_bytes(f->first, f->s_first) && on_16_bytes(f->second, f->s_second) && on_16_bytes(f->c, f->s_c) &&
-         on_16_bytes(f->p, 0) && lath_fused_has_tile(f, tile_rows) && lath_fused_shared_bytes(f, tile_rows) <= device->shared_bytes;
+         on_16_bytes(f->p, 0) && lath_fused_has_tile(f, tile_rows) &&
+         lath_fused_shared_bytes(f, tile_rows) <= device->shared_bytes;
 }
 
 static int can_few(const struct lath_lowrank_linear *a, int backward) {
@@ -168,11 +176,9 @@ static int can_few(const struct lath_lowrank_linear *a, int backward) {
 }
 
 /* The gradients that a backward is asked for; a plan without any pointer is about all of them. */
-static int wants_dx(const struct lath_lowrank_linear *a) {
-  return a->dx || !(a->dv || a->du || a->d_inner_bias || a->d_bias);
-}
+static int wants_dx(const struct lath_lowrank_linear *a) { return a->dx || !(a->dv || a->du || a->d_inner_bias || a->d_bias); }
 
-/* ---- the choice ------------------------------------------------------------------------------------------------------------------ */
+/* ---- the choice ---------------------------------------------------------------------------------------------------------- */
 
 struct choice {
   lath_lowrank_kernel kernel;
@@ -186,8 +192,8 @@ static void consider(struct choice *best, lath_lowrank_kernel kernel, int tile_r
   if (time < best->time) *best = (struct choice){kernel, tile_rows, time};
 }
 
-static void consider_fused(struct choice *best, const struct times *t, const struct lath_device *device, const struct lath_fused *f,
-                           double further) {
+static void consider_fused(struct choice *best, const struct times *t, const struct lath_device *device,
+                           const struct lath_fused *f, double further) {
   for (int tile_rows = 64; tile_rows <= 128; tile_rows += 64)
     if (can_fuse(f, tile_rows, device)) consider(best, LATH_LOWRANK_FUSED, tile_rows, fused_time(t, f, tile_rows) + further);
 }

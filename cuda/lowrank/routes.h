@@ -9,15 +9,15 @@
 extern "C" {
 #endif
 
-/* ---- the fused kernel (fused.cu): c = (a first + inner_bias) second + bias, 16-bit types --------------------------------------- */
+/* ---- the fused kernel (fused.cu): c = (a first + inner_bias) second + bias, 16-bit types --------------------------------- */
 
 /* Forward: a = x, first = v^T, second = u^T. For dx: a = dy, first = u, second = v, no biases; `transposed` is 1. */
 struct lath_fused {
   lath_dtype dtype;
-  int transposed;            /* 0: first is stored as (rank, k) and second as (n, rank); 1: as (k, rank) and (rank, n) */
-  int64_t rows, k, rank, n;  /* all at least 1; rank at most LATH_FUSED_RANK; k, rank and n multiples of 8 */
-  const void *a;             /* (rows, k) */
-  int64_t s_a;               /* strides are multiples of 8 and data lie on 16 bytes, except biases */
+  int transposed;           /* 0: first is stored as (rank, k) and second as (n, rank); 1: as (k, rank) and (rank, n) */
+  int64_t rows, k, rank, n; /* all at least 1; rank at most LATH_FUSED_RANK; k, rank and n multiples of 8 */
+  const void *a;            /* (rows, k) */
+  int64_t s_a;              /* strides are multiples of 8 and data lie on 16 bytes, except biases */
   const void *first;
   int64_t s_first;
   const void *second;
@@ -38,9 +38,10 @@ int lath_fused_shared_bytes(const struct lath_fused *fused, int tile_rows); /* d
 /* Blocks that share the columns of one tile of rows, each of which makes the intermediate anew. */
 int lath_fused_shares(const struct lath_fused *fused, int tile_rows, int multiprocessors);
 
-int lath_cuda_fused(const struct lath_fused *fused, int tile_rows, int multiprocessors, int ordinal, void *stream); /* cudaError_t */
+int lath_cuda_fused(const struct lath_fused *fused, int tile_rows, int multiprocessors, int ordinal,
+                    void *stream); /* cudaError_t */
 
-/* ---- few rows (few.cu): y = (x v^T + inner_bias) u^T + bias ---------------------------------------------------------------------- */
+/* ---- few rows (few.cu): y = (x v^T + inner_bias) u^T + bias -------------------------------------------------------------- */
 
 #define LATH_FEW_ROWS 16 /* at most */
 
@@ -48,7 +49,7 @@ int lath_cuda_fused(const struct lath_fused *fused, int tile_rows, int multiproc
 int lath_few_splits(const struct lath_lowrank_linear *args, int multiprocessors);
 int lath_cuda_few(const struct lath_lowrank_linear *args, void *partial, int splits, void *stream); /* cudaError_t */
 
-/* ---- planner (plan.c) ------------------------------------------------------------------------------------------------------------ */
+/* ---- planner (plan.c) ---------------------------------------------------------------------------------------------------- */
 
 struct lath_cuda_choice {
   struct lath_lowrank_plan plan;
@@ -64,7 +65,7 @@ lath_status lath_cuda_choose(const struct lath_lowrank_linear *args, const struc
 struct lath_fused lath_fused_forward(const struct lath_lowrank_linear *args);
 struct lath_fused lath_fused_dx(const struct lath_lowrank_linear *args, void *dp);
 
-/* ---- workspace -------------------------------------------------------------------------------------------------------------------- */
+/* ---- workspace ----------------------------------------------------------------------------------------------------------- */
 
 struct lath_arena;
 
@@ -74,10 +75,10 @@ void *lath_cuda_take(struct lath_arena *arena, lath_dtype dtype, int64_t rows, i
 /* The answer of a query; 0 when nothing was taken. */
 lath_status lath_cuda_taken(const struct lath_arena *arena, size_t *bytes);
 
-/* ---- merged (merged.c): as the CPU's, the weight u v is formed first ------------------------------------------------------------- */
+/* ---- merged (merged.c): as the CPU's, the weight u v is formed first ----------------------------------------------------- */
 
-void lath_cuda_merged_size(const struct lath_lowrank_linear *args, const struct lath_cuda *cuda, const struct lath_device *device,
-                           struct lath_arena *arena);
+void lath_cuda_merged_size(const struct lath_lowrank_linear *args, const struct lath_cuda *cuda,
+                           const struct lath_device *device, struct lath_arena *arena);
 lath_status lath_cuda_merged(const struct lath_lowrank_linear *args, struct lath_cuda *cuda, const struct lath_device *device);
 void lath_cuda_merged_backward_size(const struct lath_lowrank_linear *args, const struct lath_device *device,
                                     struct lath_arena *arena);

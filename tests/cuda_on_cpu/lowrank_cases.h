@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// lowrank_cases.h - one call of an entry of the low-rank family on the device, with operands in guarded device memory and a workspace
-// of exactly the queried size. Operands, oracles and comparisons are those of the processor's tests (tests/c).
+// lowrank_cases.h - one call of an entry of the low-rank family on the device, with operands in guarded device memory and a
+// workspace of exactly the queried size. Operands, oracles and comparisons are those of the processor's tests (tests/c).
 //
 // Only runtime calls touch device memory, so the same tests can run on a GPU.
 
@@ -50,11 +50,11 @@ inline std::string RouteName(const testing::TestParamInfo<int> &info) {
   return kNames[info.param == kPlanned ? 0 : info.param - LATH_LOWRANK_MERGED + 1];
 }
 
-// The thread sanitizer takes a tenth of a second for each block of threads, and which numbers a kernel adds makes no difference to it:
-// its build runs one case in 12.
+// The thread sanitizer takes a tenth of a second for each block of threads, and which numbers a kernel adds makes no difference
+// to it: its build runs one case in 12.
 inline bool LeftOut(uint32_t seed) { return kLeg == Leg::kThread && lath_test::Mix(seed) % 12 != 0; }
 
-// ---- device memory ------------------------------------------------------------------------------------------------------------
+// ---- device memory ---------------------------------------------------------------------------------------------------
 
 // Bytes on the device between two guard bands, all filled with 0xff, which is a NaN in every element type.
 class Guarded {
@@ -115,7 +115,7 @@ class OnDevice {
   Guarded guarded_;
 };
 
-// ---- what a call is lent --------------------------------------------------------------------------------------------------------
+// ---- what a call is lent ---------------------------------------------------------------------------------------------
 
 struct DeviceOptions {
   int route = -1;    // forced where it is possible
@@ -169,11 +169,12 @@ void CallOnDevice(Args *args, const DeviceOptions &options, Lent *lent, Query qu
   run->workspace_intact = workspace.Intact();
 }
 
-// ---- low-rank linear ------------------------------------------------------------------------------------------------------------
+// ---- low-rank linear
+// ------------------------------------------------------------------------------------------------------------
 
 // In 16-bit types only numbers from {-1, 0, 1}: the intermediate, which is rounded to that type, is then exact as well.
-inline LowrankInputs ExactInputs(lath_dtype dtype, const LowrankShape &shape, bool with_inner_bias, bool with_bias, uint32_t seed,
-                                 const LowrankInputs::Layouts &layouts = LowrankInputs::Layouts()) {
+inline LowrankInputs ExactInputs(lath_dtype dtype, const LowrankShape &shape, bool with_inner_bias, bool with_bias,
+                                 uint32_t seed, const LowrankInputs::Layouts &layouts = LowrankInputs::Layouts()) {
   LowrankInputs inputs(dtype, shape, with_inner_bias, with_bias, Numbers::kIntegers, seed, layouts);
   for (Operand *operand : {&inputs.x, &inputs.v, &inputs.u, &inputs.inner_bias, &inputs.bias, &inputs.dy}) {
     if (!Is16Bit(dtype)) break;
@@ -269,8 +270,9 @@ inline BackwardRun BackwardOnDevice(const LowrankInputs &inputs, const DeviceOpt
 
 inline std::string Describe(const LowrankInputs &inputs, const DeviceOptions &options) {
   return lath_test::Describe(inputs.dtype, inputs.shape) + " biases " + std::to_string(inputs.has_inner_bias) +
-         std::to_string(inputs.has_bias) + " route " + std::to_string(options.route) + " kernel " + std::to_string(LastKernel()) +
-         " blas " + std::to_string(options.blas) + " association " + std::to_string(options.association);
+         std::to_string(inputs.has_bias) + " route " + std::to_string(options.route) + " kernel " +
+         std::to_string(LastKernel()) + " blas " + std::to_string(options.blas) + " association " +
+         std::to_string(options.association);
 }
 
 // y is exact, and p where it was asked for; a merged plan leaves p alone.
@@ -293,8 +295,8 @@ inline testing::AssertionResult ExactBackward(const LowrankInputs &inputs, const
   return testing::AssertionFailure() << Describe(inputs, options) << " gradients " << gradients << ": " << result.message();
 }
 
-// How far a result may be off, as a share of the same formula on absolute values. Intermediates (p, dp, u v, dw ...) of 16-bit types
-// are rounded to that type: half a unit in the last place each, for at most four in a row.
+// How far a result may be off, as a share of the same formula on absolute values. Intermediates (p, dp, u v, dw ...) of 16-bit
+// types are rounded to that type: half a unit in the last place each, for at most four in a row.
 inline double DeviceErrorFactor(const LowrankOracle &oracle, lath_dtype dtype) {
   const double intermediate = dtype == LATH_BF16 ? std::ldexp(1.0, -7) : dtype == LATH_F16 ? std::ldexp(1.0, -10) : 0.0;
   return oracle.ErrorFactor(dtype) + intermediate;

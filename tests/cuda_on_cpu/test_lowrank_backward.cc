@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// test_lowrank_backward.cc - the gradients of the low-rank product on the device: every route, type, tile edge and set of gradients.
+// test_lowrank_backward.cc - the gradients of the low-rank product on the device: every route, type, tile edge and set of
+// gradients.
 
 #include <limits>
 
@@ -60,9 +61,10 @@ TEST_P(LowrankBackward, IsExactForEverySetOfGradients) {
   for (unsigned gradients = 0; gradients <= kAllGradients; ++gradients) {
     const std::vector<int64_t> &widths = Fused() ? kEights : kAny;
     for (const int64_t rows : {choices.From({1, 5, 16}), choices.From({33, 65})}) {
-      Check({rows, choices.From(widths), choices.From(Fused() ? std::vector<int64_t>{8, 24, 72} : std::vector<int64_t>{1, 3, 16, 33}),
-             choices.From(widths)},
-            gradients, choices.Next());
+      Check(
+          {rows, choices.From(widths),
+           choices.From(Fused() ? std::vector<int64_t>{8, 24, 72} : std::vector<int64_t>{1, 3, 16, 33}), choices.From(widths)},
+          gradients, choices.Next());
     }
   }
 }
@@ -124,7 +126,8 @@ TEST(LowrankBackwardEdges, RealNumbersStayWithinTheBound) {
     for (const int route : kBackwardRoutes) {
       for (const int64_t rows : {3, 70}) {
         if (LeftOut(choices.Next())) continue;
-        const LowrankShape shape = {rows, 8 * choices.From({1, 7, 17}), 8 * choices.From({1, 3, 9}), 8 * choices.From({2, 8, 19})};
+        const LowrankShape shape = {rows, 8 * choices.From({1, 7, 17}), 8 * choices.From({1, 3, 9}),
+                                    8 * choices.From({2, 8, 19})};
         DeviceOptions options;
         options.route = route;
         options.blas = choices.OneIn(2);
@@ -160,7 +163,8 @@ TEST(LowrankBackwardOrders, DoNotChangeABit) {
       options.blas = false;
       const BackwardRun first = BackwardOnDevice(inputs, options);
       EachOrder([&](unsigned seed) {
-        EXPECT_TRUE(SameGradients(first, BackwardOnDevice(inputs, options))) << "seed " << seed << " " << Describe(inputs, options);
+        EXPECT_TRUE(SameGradients(first, BackwardOnDevice(inputs, options)))
+            << "seed " << seed << " " << Describe(inputs, options);
       });
     }
   }

@@ -62,7 +62,8 @@ class LowrankForward : public testing::TestWithParam<int> {
   }
 };
 
-const std::vector<int64_t> kAny = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 255, 256, 257, 300};
+const std::vector<int64_t> kAny = {1,  2,  3,  7,   8,   9,   15,  16,  17,  31,  32, 33,
+                                   63, 64, 65, 100, 127, 128, 129, 255, 256, 257, 300};
 const std::vector<int64_t> kEights = {8, 16, 24, 32, 40, 56, 64, 72, 96, 120, 128, 136, 184, 192, 248, 256, 264, 320};
 const std::vector<int64_t> kRanks = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33, 63, 64, 65, 128, 129, 255, 256, 257};
 const std::vector<int64_t> kFusedRanks = {8, 16, 24, 56, 64, 72, 96, 120, 128, 136, 192, 248, 256};
@@ -80,7 +81,8 @@ TEST_P(LowrankForward, IsExactAtEveryRowCountOfAFewRows) {
 TEST_P(LowrankForward, IsExactAtEveryRank) {
   Choices choices(2);
   for (const int64_t rank : GetParam() == LATH_LOWRANK_FUSED ? kFusedRanks : kRanks) {
-    Check({choices.From({1, 2, 13, 16}), Extent(&choices, kAny, kEights), rank, Extent(&choices, kAny, kEights)}, choices.Next());
+    Check({choices.From({1, 2, 13, 16}), Extent(&choices, kAny, kEights), rank, Extent(&choices, kAny, kEights)},
+          choices.Next());
     Check({choices.From({33, 63, 64, 65, 100}), Extent(&choices, kAny, kEights), rank, Extent(&choices, kAny, kEights)},
           choices.Next());
   }
@@ -128,7 +130,8 @@ TEST(LowrankForwardEdges, RealNumbersStayWithinTheBound) {
     for (const int route : kRoutes) {
       for (const int64_t rows : {3, 16, 70}) {
         if (LeftOut(choices.Next())) continue;
-        const LowrankShape shape = {rows, 8 * choices.From({1, 7, 33}), 8 * choices.From({1, 3, 9, 17}), 8 * choices.From({2, 8, 19})};
+        const LowrankShape shape = {rows, 8 * choices.From({1, 7, 33}), 8 * choices.From({1, 3, 9, 17}),
+                                    8 * choices.From({2, 8, 19})};
         DeviceOptions options;
         options.route = route;
         options.blas = choices.OneIn(2);

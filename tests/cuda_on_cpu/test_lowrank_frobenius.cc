@@ -22,8 +22,8 @@ void Check(const FrobeniusInputs &inputs, bool blas, double scale, unsigned grad
   Operand gram_v(sums, rank, rank), gram_u(sums, rank, rank), value(sums, 1, 1), factor(sums, 1, 1);
   Operand dv(inputs.dtype, rank, in), du(inputs.dtype, out, rank);
   factor.Set(0, 0, scale);
-  const OnDevice v(inputs.v), u(inputs.u), gram_v_device(gram_v), gram_u_device(gram_u), value_device(value), scale_device(factor),
-      dv_device(dv), du_device(du);
+  const OnDevice v(inputs.v), u(inputs.u), gram_v_device(gram_v), gram_u_device(gram_u), value_device(value),
+      scale_device(factor), dv_device(dv), du_device(du);
   DeviceOptions options;
   options.blas = blas;
   Lent lent(options);
@@ -38,7 +38,8 @@ void Check(const FrobeniusInputs &inputs, bool blas, double scale, unsigned grad
   args.du = gradients & lath_test::kDu ? du_device.data() : nullptr;
   CallOnDevice(
       &args, options, &lent, lath_cuda_frobenius_workspace,
-      [&](const FrobeniusArgs *a, lath_cuda *cuda) { return lath_cuda_frobenius_backward(a, scale_device.data(), cuda); }, &run);
+      [&](const FrobeniusArgs *a, lath_cuda *cuda) { return lath_cuda_frobenius_backward(a, scale_device.data(), cuda); },
+      &run);
   ASSERT_TRUE(Completed(run));
   gram_v_device.CopyTo(&gram_v);
   gram_u_device.CopyTo(&gram_u);
@@ -68,8 +69,8 @@ TEST(FrobeniusOnDevice, IsExactOnIntegers) {
       layout.gap = choices.Below(5);
       layout.misalignment = choices.Below(3);
       emulator_order(choices.Next() % 4);
-      const FrobeniusInputs inputs(dtype, choices.From({0, 1, 20, 64, 70}), rank, choices.From({0, 1, 30, 65}), Numbers::kIntegers,
-                                   choices.Next(), layout, layout);
+      const FrobeniusInputs inputs(dtype, choices.From({0, 1, 20, 64, 70}), rank, choices.From({0, 1, 30, 65}),
+                                   Numbers::kIntegers, choices.Next(), layout, layout);
       Check(inputs, choices.OneIn(2), 0.5, static_cast<unsigned>(choices.Below(4)) * lath_test::kDv);
     }
   }

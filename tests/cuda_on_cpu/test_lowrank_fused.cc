@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// test_lowrank_fused.cc - the fused kernel called directly: both heights of its tiles, both ways that operands are stored, columns
-// shared between blocks, at the edges of every tile.
+// test_lowrank_fused.cc - the fused kernel called directly: both heights of its tiles, both ways that operands are stored,
+// columns shared between blocks, at the edges of every tile.
 
 #include "lowrank/routes.h"
 #include "lowrank_cases.h"
@@ -35,13 +35,16 @@ void Check(const Call &call, uint32_t seed) {
   Choices choices(seed);
   const LowrankShape &s = call.shape;
   const Operand a = Ternary(call.dtype, s.rows, s.in, 8 * choices.Below(2), seed);
-  const Operand first = Ternary(call.dtype, call.transposed ? s.in : s.rank, call.transposed ? s.rank : s.in, 8 * choices.Below(2), seed + 1);
-  const Operand second = Ternary(call.dtype, call.transposed ? s.rank : s.out, call.transposed ? s.out : s.rank, 8 * choices.Below(2), seed + 2);
+  const Operand first =
+      Ternary(call.dtype, call.transposed ? s.in : s.rank, call.transposed ? s.rank : s.in, 8 * choices.Below(2), seed + 1);
+  const Operand second =
+      Ternary(call.dtype, call.transposed ? s.rank : s.out, call.transposed ? s.out : s.rank, 8 * choices.Below(2), seed + 2);
   const Operand inner_bias = Ternary(call.dtype, 1, s.rank, 0, seed + 3), bias = Ternary(call.dtype, 1, s.out, 0, seed + 4);
   Layout layout;
   layout.gap = 8 * choices.Below(2);
   Operand c(call.dtype, s.rows, s.out, layout), p(call.dtype, s.rows, s.rank);
-  const OnDevice a_device(a), first_device(first), second_device(second), inner_device(inner_bias), bias_device(bias), c_device(c), p_device(p);
+  const OnDevice a_device(a), first_device(first), second_device(second), inner_device(inner_bias), bias_device(bias),
+      c_device(c), p_device(p);
   const bool biases = choices.OneIn(2), with_p = choices.OneIn(2);
 
   struct lath_fused fused = {};
@@ -100,7 +103,8 @@ TEST_P(Fused, IsExactAtTheEdgesOfATileOfColumns) {
 }
 
 TEST_P(Fused, IsExactAtEveryRank) {
-  for (int64_t rank = 8; rank <= (TileRows() == 128 ? 128 : 256); rank += 8) Run({40, 40, rank, 72}, static_cast<uint32_t>(rank / 8));
+  for (int64_t rank = 8; rank <= (TileRows() == 128 ? 128 : 256); rank += 8)
+    Run({40, 40, rank, 72}, static_cast<uint32_t>(rank / 8));
 }
 
 // Few tiles of rows: the columns of each are dealt out to several blocks.

@@ -90,12 +90,14 @@ TEST(DevicePlan, TheFusedKernelWantsVectorsOf16Bytes) {
   const LowrankArgs good = ArgsOf(LATH_BF16, 100, 64, 16, 64);
   ASSERT_EQ(PlanOf(good, false, options).kernel, LATH_LOWRANK_FUSED);
   const lath_test::Change<LowrankArgs> changes[] = {
-      [](LowrankArgs *a) { a->dtype = LATH_F32; },  [](LowrankArgs *a) { a->in = 63; },        [](LowrankArgs *a) { a->rank = 15; },
-      [](LowrankArgs *a) { a->rank = 264; },        [](LowrankArgs *a) { a->out = 65; },       [](LowrankArgs *a) { a->s_x = 65; },
-      [](LowrankArgs *a) { a->s_v = 65; },          [](LowrankArgs *a) { a->s_u = 17; },       [](LowrankArgs *a) { a->s_y = 65; },
-      [](LowrankArgs *a) { a->x = kData + 2; },     [](LowrankArgs *a) { a->v = kData + 8; },  [](LowrankArgs *a) { a->u = kData + 2; },
-      [](LowrankArgs *a) { a->y = kData + 8; },     [](LowrankArgs *a) { a->p = kData + 2; },  [](LowrankArgs *a) { a->rows = 0; },
-      [](LowrankArgs *a) { a->association = LATH_MERGED; }};
+      [](LowrankArgs *a) { a->dtype = LATH_F32; }, [](LowrankArgs *a) { a->in = 63; },
+      [](LowrankArgs *a) { a->rank = 15; },        [](LowrankArgs *a) { a->rank = 264; },
+      [](LowrankArgs *a) { a->out = 65; },         [](LowrankArgs *a) { a->s_x = 65; },
+      [](LowrankArgs *a) { a->s_v = 65; },         [](LowrankArgs *a) { a->s_u = 17; },
+      [](LowrankArgs *a) { a->s_y = 65; },         [](LowrankArgs *a) { a->x = kData + 2; },
+      [](LowrankArgs *a) { a->v = kData + 8; },    [](LowrankArgs *a) { a->u = kData + 2; },
+      [](LowrankArgs *a) { a->y = kData + 8; },    [](LowrankArgs *a) { a->p = kData + 2; },
+      [](LowrankArgs *a) { a->rows = 0; },         [](LowrankArgs *a) { a->association = LATH_MERGED; }};
   for (size_t k = 0; k < sizeof changes / sizeof *changes; ++k) {
     LowrankArgs args = good;
     changes[k](&args);
@@ -128,7 +130,7 @@ TEST(DevicePlan, ADeviceThatIsUnknownIsAFailure) {
 }
 #endif
 
-// ---- refusals: the checks are the processor's, so these are spot tests of each ---------------------------------------------------------
+// ---- refusals: the checks are the processor's, so these are spot tests of each ---------------------------------------
 
 const std::vector<BadCall<LowrankArgs>> kBad = {
     {"unknown dtype", LATH_UNSUPPORTED_DTYPE, [](LowrankArgs *a) { SetTo(&a->dtype, 4); }},

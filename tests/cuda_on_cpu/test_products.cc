@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// test_products.cc - one product on the device, by cuBLAS and by our own kernel, with every transposition, type, stride and start; and
-// the sums of rows.
+// test_products.cc - one product on the device, by cuBLAS and by our own kernel, with every transposition, type, stride and
+// start; and the sums of rows.
 
 #include "core/device.h"
 #include "gemm/product.h"
@@ -37,7 +37,8 @@ void CheckProduct(const Form &form, int64_t m, int64_t n, int64_t k, uint32_t se
   Choices choices(seed);
   emulator_order(choices.Next() % 4);
   const Operand a = Filled(form.a, form.a_transposed ? k : m, form.a_transposed ? m : k, RandomLayout(&choices, true), seed);
-  const Operand b = Filled(form.b, form.b_transposed ? n : k, form.b_transposed ? k : n, RandomLayout(&choices, true), seed + 1);
+  const Operand b =
+      Filled(form.b, form.b_transposed ? n : k, form.b_transposed ? k : n, RandomLayout(&choices, true), seed + 1);
   const Operand bias = Filled(form.c, 1, n, {}, seed + 2);
   Operand c(form.c, m, n, RandomLayout(&choices, false));
   if (form.accumulate) FillWith(&c, Numbers::kIntegers, seed + 3);
@@ -51,19 +52,34 @@ void CheckProduct(const Form &form, int64_t m, int64_t n, int64_t k, uint32_t se
   DeviceOptions options;
   options.blas = form.blas;
   Lent lent(options);
-  const lath_cuda_gemm product = {form.a, form.b, form.c, m, n, k, a_device.data(), a.stride(), form.a_transposed, b_device.data(),
-                                  b.stride(), form.b_transposed, form.with_bias ? bias_device.data() : nullptr, c_device.data(),
-                                  c.stride(), form.accumulate, nullptr, 0};
+  const lath_cuda_gemm product = {form.a,
+                                  form.b,
+                                  form.c,
+                                  m,
+                                  n,
+                                  k,
+                                  a_device.data(),
+                                  a.stride(),
+                                  form.a_transposed,
+                                  b_device.data(),
+                                  b.stride(),
+                                  form.b_transposed,
+                                  form.with_bias ? bias_device.data() : nullptr,
+                                  c_device.data(),
+                                  c.stride(),
+                                  form.accumulate,
+                                  nullptr,
+                                  0};
   ASSERT_EQ(lath_cuda_product(&product, lent.get()), LATH_OK) << lath_cuda_error_text(lent.get()->error);
   c_device.CopyTo(&c);
-  EXPECT_TRUE(Exactly(c, want)) << "types " << form.a << form.b << form.c << " transposed " << form.a_transposed << form.b_transposed
-                                << " bias " << form.with_bias << " accumulate " << form.accumulate << " blas " << form.blas << " m "
-                                << m << " n " << n << " k " << k;
+  EXPECT_TRUE(Exactly(c, want)) << "types " << form.a << form.b << form.c << " transposed " << form.a_transposed
+                                << form.b_transposed << " bias " << form.with_bias << " accumulate " << form.accumulate
+                                << " blas " << form.blas << " m " << m << " n " << n << " k " << k;
   emulator_order(0);
 }
 
-lath_cuda_gemm FloatProduct(int64_t m, int64_t n, int64_t k, const void *a, int64_t s_a, bool a_transposed, const void *b, int64_t s_b,
-                            bool b_transposed, void *c, int64_t s_c) {
+lath_cuda_gemm FloatProduct(int64_t m, int64_t n, int64_t k, const void *a, int64_t s_a, bool a_transposed, const void *b,
+                            int64_t s_b, bool b_transposed, void *c, int64_t s_c) {
   lath_cuda_gemm product = {};
   product.m = m, product.n = n, product.k = k;
   product.a = a, product.s_a = s_a, product.a_transposed = a_transposed;
@@ -73,9 +89,10 @@ lath_cuda_gemm FloatProduct(int64_t m, int64_t n, int64_t k, const void *a, int6
 }
 
 constexpr lath_dtype kTypes[][3] = {
-    {LATH_F32, LATH_F32, LATH_F32},  {LATH_F64, LATH_F64, LATH_F64},   {LATH_F16, LATH_F16, LATH_F16},  {LATH_BF16, LATH_BF16, LATH_BF16},
-    {LATH_F16, LATH_F16, LATH_F32},  {LATH_BF16, LATH_BF16, LATH_F32}, {LATH_F32, LATH_F16, LATH_F16},  {LATH_F32, LATH_BF16, LATH_BF16},
-    {LATH_F16, LATH_F32, LATH_F16},  {LATH_BF16, LATH_F32, LATH_BF16},
+    {LATH_F32, LATH_F32, LATH_F32},    {LATH_F64, LATH_F64, LATH_F64},   {LATH_F16, LATH_F16, LATH_F16},
+    {LATH_BF16, LATH_BF16, LATH_BF16}, {LATH_F16, LATH_F16, LATH_F32},   {LATH_BF16, LATH_BF16, LATH_F32},
+    {LATH_F32, LATH_F16, LATH_F16},    {LATH_F32, LATH_BF16, LATH_BF16}, {LATH_F16, LATH_F32, LATH_F16},
+    {LATH_BF16, LATH_F32, LATH_BF16},
 };
 
 TEST(Product, IsExactInEveryForm) {
@@ -111,8 +128,9 @@ TEST(Product, TakesTheStrideOfASingleRowAsItIs) {
     DeviceOptions options;
     options.blas = blas;
     Lent lent(options);
-    const lath_cuda_gemm product = {LATH_F32, LATH_F32, LATH_F32, 1, 1, 20, a_device.data(), 0, 0, b_device.data(), 1, 1, nullptr,
-                                    c_device.data(), 0, 0, nullptr, 0};
+    const lath_cuda_gemm product = {LATH_F32, LATH_F32, LATH_F32,        1, 1, 20,      a_device.data(),
+                                    0,        0,        b_device.data(), 1, 1, nullptr, c_device.data(),
+                                    0,        0,        nullptr,         0};
     ASSERT_EQ(lath_cuda_product(&product, lent.get()), LATH_OK);
     c_device.CopyTo(&c);
     EXPECT_TRUE(Exactly(c, Multiply(a.Read(), b.Read(), 1, 20, 1)));
@@ -130,8 +148,9 @@ TEST(Product, TakesRepeatedRows) {
     Operand c(LATH_F32, m, 10);
     const OnDevice a_device(a), b_device(other), c_device(c);
     Lent lent((DeviceOptions()));
-    const lath_cuda_gemm product = {LATH_F32, LATH_F32, LATH_F32, m, 10, k, a_device.data(), 0, transposed, b_device.data(), 10, 0,
-                                    nullptr, c_device.data(), 10, 0, nullptr, 0};
+    const lath_cuda_gemm product = {LATH_F32, LATH_F32,   LATH_F32,        m,  10, k,       a_device.data(),
+                                    0,        transposed, b_device.data(), 10, 0,  nullptr, c_device.data(),
+                                    10,       0,          nullptr,         0};
     ASSERT_EQ(lath_cuda_product(&product, lent.get()), LATH_OK);
     c_device.CopyTo(&c);
     EXPECT_TRUE(Exactly(c, Multiply(transposed ? Transpose(a.Read(), 30, 20) : a.Read(), other.Read(), m, k, 10)));
@@ -144,8 +163,9 @@ TEST(Linear, IsExactAtTileEdges) {
     for (const int64_t rows : {0, 1, 17, 65}) {
       for (const int64_t width : {0, 1, 33, 64, 100}) {
         if (LeftOut(choices.Next())) continue;
-        const lath_test::LinearInputs inputs(dtype, rows, width, choices.From({0, 1, 7, 64, 70}), choices.OneIn(2), Numbers::kIntegers,
-                                             choices.Next(), RandomLayout(&choices, true), RandomLayout(&choices, true));
+        const lath_test::LinearInputs inputs(dtype, rows, width, choices.From({0, 1, 7, 64, 70}), choices.OneIn(2),
+                                             Numbers::kIntegers, choices.Next(), RandomLayout(&choices, true),
+                                             RandomLayout(&choices, true));
         lath_test::LinearRun run = {LATH_OK, true, Operand(dtype, rows, inputs.w.rows(), RandomLayout(&choices, false))};
         const OnDevice x(inputs.x), w(inputs.w), bias(inputs.bias), y(run.y);
         DeviceOptions options;
@@ -163,7 +183,7 @@ TEST(Linear, IsExactAtTileEdges) {
   }
 }
 
-// ---- sums of rows -----------------------------------------------------------------------------------------------------------------
+// ---- sums of rows ----------------------------------------------------------------------------------------------------
 
 TEST(SumRows, IsExactInEveryTypeAndOrder) {
   Choices choices(4);
@@ -177,7 +197,8 @@ TEST(SumRows, IsExactInEveryTypeAndOrder) {
         const OnDevice a_device(a), sums_device(sums);
         const int multiprocessors = 132;
         const lath_dtype kept = lath_sum_type(dtype);
-        const Guarded partial(static_cast<size_t>(lath_cuda_sum_rows_parts(rows, cols, multiprocessors) * cols) * lath_dtype_size(kept));
+        const Guarded partial(static_cast<size_t>(lath_cuda_sum_rows_parts(rows, cols, multiprocessors) * cols) *
+                              lath_dtype_size(kept));
         ASSERT_EQ(lath_cuda_sum_rows(dtype, rows, cols, a_device.data(), a.stride(), sums_device.data(), partial.data(),
                                      multiprocessors, nullptr),
                   cudaSuccess);
@@ -194,12 +215,12 @@ TEST(SumRows, IsExactInEveryTypeAndOrder) {
 TEST(SumRows, UsesSeveralPartsForManyRows) {
   EXPECT_EQ(lath_cuda_sum_rows_parts(64, 32, 132), 1);
   EXPECT_GT(lath_cuda_sum_rows_parts(4096, 32, 132), 1);
-  EXPECT_LE(lath_cuda_sum_rows_parts(4096, 32, 132), 64);      // at least 64 rows each
+  EXPECT_LE(lath_cuda_sum_rows_parts(4096, 32, 132), 64);       // at least 64 rows each
   EXPECT_EQ(lath_cuda_sum_rows_parts(4096, 32 * 600, 132), 1);  // the columns alone fill the device
   EXPECT_GE(lath_cuda_sum_rows_parts(0, 0, 132), 1);
 }
 
-// ---- failures ---------------------------------------------------------------------------------------------------------------------
+// ---- failures --------------------------------------------------------------------------------------------------------
 
 #if !defined(LATH_TESTS_ON_GPU)
 TEST(Product, ReportsALaunchThatFails) {
@@ -209,8 +230,9 @@ TEST(Product, ReportsALaunchThatFails) {
   DeviceOptions options;
   options.blas = false;
   Lent lent(options);
-  const lath_cuda_gemm product = {LATH_F32, LATH_F32, LATH_F32, 4, 4, 4, a_device.data(), 4, 0, a_device.data(), 4, 0, nullptr,
-                                  c_device.data(), 4, 0, nullptr, 0};
+  const lath_cuda_gemm product = {LATH_F32, LATH_F32, LATH_F32,        4, 4, 4,       a_device.data(),
+                                  4,        0,        a_device.data(), 4, 0, nullptr, c_device.data(),
+                                  4,        0,        nullptr,         0};
   emulator_fail_launch(1, cudaErrorLaunchOutOfResources);
   EXPECT_EQ(lath_cuda_product(&product, lent.get()), LATH_DEVICE_FAILED);
   EXPECT_EQ(lent.get()->error, cudaErrorLaunchOutOfResources);
