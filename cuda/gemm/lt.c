@@ -6,6 +6,7 @@
  * have to know all of that too. The descriptors are plain host memory. */
 #include "gemm/lt.h"
 
+#include "core/arena.h"
 #include "core/blas.h"
 #include "core/check.h"
 #include "gemm/columns.h"

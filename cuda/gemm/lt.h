@@ -4,7 +4,6 @@
 #ifndef LATH_CUDA_GEMM_LT_H
 #define LATH_CUDA_GEMM_LT_H
 
-#include "core/arena.h"
 #include "core/device.h"
 #include "gemm/product.h"
 
@@ -21,6 +20,8 @@ int lath_lt_adds_bias(lath_dtype dtype, const struct lath_cuda *cuda);
 #define LATH_LT_WORKSPACE_HOPPER ((size_t)4 << 20)
 #define LATH_LT_ALIGNMENT 256
 size_t lath_lt_workspace(lath_dtype dtype, const struct lath_cuda *cuda, const struct lath_device *device);
+
+struct lath_arena;
 
 /* That much of an arena, for products with one of these biases (NULL: none); nothing where no bias is there. */
 struct lath_lt_room {

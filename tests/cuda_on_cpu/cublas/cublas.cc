@@ -7,12 +7,11 @@
 // CUBLAS_WITHOUT_GEMM leaves out the product, CUBLAS_WITHOUT_64 its 64-bit form and the math modes, as an old library would.
 
 #include <cublas_v2.h>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <string.h>
 
 #include <new>
 #include <vector>
+
+#include "matrix.h"
 
 struct cublasContext {
   cudaStream_t stream;
@@ -20,17 +19,10 @@ struct cublasContext {
   cublasPointerMode_t pointers;
 };
 
-// Of the emulator, which closes device memory to the host; null where it is not in the program.
-extern "C" __attribute__((weak)) void emulator_open_memory(void);
-extern "C" __attribute__((weak)) void emulator_close_memory(void);
-
 namespace {
 
-struct Matrix {
-  void *data;
-  cudaDataType_t type;
-  int64_t ld;
-};
+using fake_blas::Matrix;
+using fake_blas::Operand;
 
 struct Product {
   cublasOperation_t op_a, op_b;
@@ -39,36 +31,6 @@ struct Product {
   Matrix a, b, c;
   cublasComputeType_t compute;
 };
-
-double Load(const Matrix &matrix, int64_t row, int64_t column) {
-  const size_t i = static_cast<size_t>(row + column * matrix.ld);
-  switch (matrix.type) {
-    case CUDA_R_64F: return static_cast<const double *>(matrix.data)[i];
-    case CUDA_R_16F: return __half2float(static_cast<const __half *>(matrix.data)[i]);
-    case CUDA_R_16BF: return __bfloat162float(static_cast<const __nv_bfloat16 *>(matrix.data)[i]);
-    default: return static_cast<const float *>(matrix.data)[i];
-  }
-}
-
-void Store(const Matrix &matrix, int64_t row, int64_t column, double value) {
-  const size_t i = static_cast<size_t>(row + column * matrix.ld);
-  switch (matrix.type) {
-    case CUDA_R_64F: static_cast<double *>(matrix.data)[i] = value; break;
-    case CUDA_R_16F: static_cast<__half *>(matrix.data)[i] = __float2half_rn(static_cast<float>(value)); break;
-    case CUDA_R_16BF: static_cast<__nv_bfloat16 *>(matrix.data)[i] = __float2bfloat16_rn(static_cast<float>(value)); break;
-    default: static_cast<float *>(matrix.data)[i] = static_cast<float>(value);
-  }
-}
-
-double Tf32(double value) {
-  const float narrow = static_cast<float>(value);
-  unsigned bits;
-  memcpy(&bits, &narrow, sizeof(bits));
-  bits = (bits + 0x1000) & ~0x1fffu;
-  float rounded;
-  memcpy(&rounded, &bits, sizeof(rounded));
-  return rounded;
-}
 
 bool IsSupported(const Product &p) {
   const cudaDataType_t in = p.a.type, out = p.c.type;
@@ -88,17 +50,6 @@ cublasStatus_t Check(const cublasContext *handle, const Product &p) {
   return IsSupported(p) ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
 }
 
-// op(matrix) as rows x columns doubles, row-major.
-std::vector<double> Operand(const Matrix &matrix, cublasOperation_t op, int64_t rows, int64_t columns, bool tf32) {
-  std::vector<double> values(static_cast<size_t>(rows * columns));
-  for (int64_t i = 0; i < rows; i++)
-    for (int64_t j = 0; j < columns; j++) {
-      const double value = op == CUBLAS_OP_N ? Load(matrix, i, j) : Load(matrix, j, i);
-      values[static_cast<size_t>(i * columns + j)] = tf32 ? Tf32(value) : value;
-    }
-  return values;
-}
-
 double Scalar(const void *scalar, bool f64) {
   return f64 ? *static_cast<const double *>(scalar) : static_cast<double>(*static_cast<const float *>(scalar));
 }
@@ -114,7 +65,7 @@ void Compute(const cublasContext *handle, const Product &p) {
       const double *row = a.data() + i * p.k, *column = b.data() + j * p.k;
       double sum = 0;
       for (int64_t k = 0; k < p.k; k++) sum += row[k] * column[k];
-      Store(p.c, i, j, alpha * sum + (beta != 0 ? beta * Load(p.c, i, j) : 0));
+      fake_blas::Store(p.c, i, j, alpha * sum + (beta != 0 ? beta * fake_blas::Load(p.c, i, j) : 0));
     }
 }
 
