@@ -145,6 +145,7 @@ TEST(LowrankBackwardEdges, RealNumbersStayWithinTheBound) {
 TEST(LowrankBackwardEdges, NanInARowOfDyStaysInThatRowOfDx) {
   for (const lath_dtype dtype : kDtypes) {
     for (const int route : kBackwardRoutes) {
+      if (LeftOut(static_cast<uint32_t>(100 * route + dtype))) continue;
       LowrankInputs inputs = ExactInputs(dtype, {66, 40, 24, 56}, true, true, 11);
       inputs.dy.Set(33, 55, std::numeric_limits<double>::quiet_NaN());
       DeviceOptions options;
@@ -156,6 +157,7 @@ TEST(LowrankBackwardEdges, NanInARowOfDyStaysInThatRowOfDx) {
 
 TEST(LowrankBackwardOrders, DoNotChangeABit) {
   for (const lath_dtype dtype : kDtypes) {
+    if (kLeg == Leg::kThread && dtype != LATH_BF16) continue;
     for (const int route : kBackwardRoutes) {
       const LowrankInputs inputs(dtype, {130, 72, 24, 56}, true, true, Numbers::kUniform, 15);
       DeviceOptions options;

@@ -187,6 +187,7 @@ TEST(LowrankForwardEdges, InfinityIsNotTurnedIntoNanByPadding) {
 // Threads in any order, and a call made twice, give the same bits.
 TEST(LowrankForwardOrders, DoNotChangeABit) {
   for (const lath_dtype dtype : kDtypes) {
+    if (kLeg == Leg::kThread && dtype != LATH_BF16) continue;
     for (const int route : kRoutes) {
       for (const int64_t rows : {9, 66}) {
         const LowrankInputs inputs(dtype, {rows, 264, 40, 136}, true, true, Numbers::kUniform, 15);
