@@ -283,12 +283,26 @@ def need_pytest(run: Run) -> None:
         raise LeftOutError(f"Python packages are missing: {', '.join(missing)}")
 
 
+# Files of tests that run on every device. What only CUDA has comes first: out of time, a stage has the rest missing.
+ON_DEVICES = (
+    *("cuda", "ops", "autograd", "reliability", "modules"),
+    *("conv_ops", "conv_autograd", "conv_modules"),
+)
+
+
 def tests(run: Run, seconds: float) -> str:
     need_pytest(run)
-    report = run.folder / "tests.xml"
-    chosen = ["--collect-only"] if run.options.rehearse else []
-    command = pytest_command(run, "-m", "cuda", f"--junitxml={report}", *chosen, str(ROOT / "tests" / "python"))
-    run.check("tests", command, seconds, LATH_TEST_DEVICES="cuda")
+    started = time.monotonic()
+    listing = ["--collect-only"] if run.options.rehearse else []
+    report = [] if run.options.rehearse else [f"--junitxml={run.folder / 'tests.xml'}"]
+    files = [str(ROOT / "tests" / "python" / f"test_{name}.py") for name in ON_DEVICES]
+    command = pytest_command(run, "-m", "cuda and not slow", *listing, *report, *files)
+    code = run.execute("tests", command, seconds, LATH_TEST_DEVICES="cuda")
+    left = seconds - (time.monotonic() - started)
+    slow = pytest_command(run, "-m", "cuda and slow", *listing, files[0])
+    run.check("tests", slow, left, LATH_TEST_DEVICES="cuda")
+    if code:
+        raise StageError(f"pytest ended with {code}, see {run.folder / 'tests'}.log")
     return "" if run.machine["packages"]["hypothesis"] else "without the tests that need hypothesis"
 
 

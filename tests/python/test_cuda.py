@@ -354,6 +354,7 @@ def test_capture_of_a_training_step(rows):
 
 
 @gpu
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_model_on_cuda(dynamic):
     model = Network(dtype=torch.float32)

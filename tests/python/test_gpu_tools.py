@@ -304,3 +304,10 @@ def test_description_of_a_gpu(bench, monkeypatch, tmp_path):
     assert (machine["device"], machine["capability"], machine["cache"]) == ("Board", "9.0", 50 << 20)
     assert machine["nvidia-smi"] == "Board, 999.1"
     assert bench.folder_of("NVIDIA H200 (80GB)").name.endswith("-nvidia-h200-80gb")
+
+
+def test_files_with_tests_on_cuda_are_all_listed(tool):
+    """By the marker or the fixture that brings a test there."""
+    here = Path(__file__).parent
+    found = {p.stem for p in here.glob("test_*.py") if "every_device" in p.read_text() or "mark.cuda" in p.read_text()}
+    assert {f"test_{name}" for name in tool.ON_DEVICES} == found - {Path(__file__).stem}
