@@ -6,7 +6,7 @@
 
 enum { THREADS = 256, MOST_BLOCKS = 1 << 16 };
 
-/* The sum over the block of one number per thread, in thread 0, the only one that may look; the order is that of a binary tree. */
+/* The sum over the block of one number per thread, in thread 0, which alone may read it; the order is that of a binary tree. */
 static __device__ double block_sum(double *shared, double mine) {
   const int i = (int)threadIdx.x;
   shared[i] = mine;
