@@ -65,8 +65,7 @@ static int choose_compute(lath_dtype dtype, const struct lath_cuda *cuda, cublas
 /* An extent of 1 along the bias: kernels for GPUs before Ampere forgot it in some columns, and there is nothing to win.
  * See the reproduction at github.com/dfyz/cublaslt-bias-epilogue. */
 static int suits(const struct lath_cuda_gemm *p, const struct lath_product_columns *m, const struct lath_cuda *cuda) {
-  return p->bias && !p->accumulate && lath_lt_adds_bias(p->c_type, cuda) && p->a_type == p->c_type && p->b_type == p->c_type &&
-         p->m > 0 && p->n > 1 && p->k > 0 && m->a.apart && m->b.apart && lath_columns_fit_int(m);
+  return lath_lt_adds_bias(p->c_type, cuda) && p->a_type == p->c_type && p->n > 1 && lath_columns_fit_int(m);
 }
 
 /* ---- what cuBLASLt is told ------------------------------------------------------------------------------------------------------- */

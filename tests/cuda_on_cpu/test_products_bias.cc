@@ -22,9 +22,11 @@ constexpr lath_dtype kLtDtypes[] = {LATH_F32, LATH_F16, LATH_BF16};
 #if defined(LATH_TESTS_ON_GPU)
 int Products() { return 0; }
 bool Added(int, int) { return true; }
+bool HadRoom() { return true; }
 #else
 int Products() { return fake_lt_record()->products; }
 bool Added(int before, int expected) { return Products() == before + expected; }
+bool HadRoom() { return fake_lt_record()->workspace_bytes >= LATH_LT_WORKSPACE_HOPPER; }
 #endif
 
 struct Shape {
@@ -249,9 +251,16 @@ TEST(BiasProduct, OfALowrankLayer) {
         EXPECT_TRUE(ExactForward(inputs, options, biases == 3));
         // Merged: u inner_bias + bias is a product with a bias too, where both are there.
         EXPECT_TRUE(Added(before, inner + outer)) << Describe(inputs, options);
+        if (biases) {
+          EXPECT_TRUE(HadRoom()) << Describe(inputs, options);
+        }
         before = Products();
         EXPECT_TRUE(ExactBackward(inputs, options, lath_test::kAllGradients));
-        EXPECT_TRUE(Added(before, inner && route == LATH_LOWRANK_PRODUCTS)) << Describe(inputs, options);  // p again
+        const bool again = inner && route == LATH_LOWRANK_PRODUCTS;  // p
+        EXPECT_TRUE(Added(before, again)) << Describe(inputs, options);
+        if (again) {
+          EXPECT_TRUE(HadRoom()) << Describe(inputs, options);
+        }
       }
     }
   }

@@ -247,12 +247,12 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
   record.reduction = wanted.reduction;
   record.workspace_bytes = wanted.workspace_bytes;
   *count = 0;
+  *found = {};  // what is not counted is not valid, and looks as if it were
   if (next_choice == kFakeLtUnsupported) return CUBLAS_STATUS_NOT_SUPPORTED;
   if (next_choice == kFakeLtNone) return CUBLAS_STATUS_SUCCESS;
   Kernel kernel = {kKernel, next_choice == kFakeLtBadProduct, Digest(problem), wanted.workspace_bytes, {}, 1};
   memcpy(kernel.alignments, wanted.alignments, sizeof(kernel.alignments));
   if (problem.operation.bias) kernel.bias_alignment = AlignmentOf(problem.operation.bias);
-  *found = {};
   Write(kernel, &found->algo);
   found->workspaceSize = static_cast<size_t>(wanted.workspace_bytes);
   found->state = next_choice == kFakeLtBadState ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS;
@@ -274,8 +274,13 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t oper
   if (kernel.fails) return CUBLAS_STATUS_EXECUTION_FAILED;
   const std::lock_guard<std::mutex> lock(memory_lock);
   if (emulator_open_memory) emulator_open_memory();
-  if (kernel.workspace_bytes) memset(workspace, 0xa5, static_cast<size_t>(kernel.workspace_bytes));
+  const auto fill = [&] {
+    if (kernel.workspace_bytes) memset(workspace, 0xa5, static_cast<size_t>(kernel.workspace_bytes));
+  };
+  // At both ends of its work: what shares memory with the workspace is lost, be it read or written.
+  fill();
   Compute(problem, *static_cast<const float *>(alpha), a, b, *static_cast<const float *>(beta), c, d);
+  fill();
   if (emulator_close_memory) emulator_close_memory();
   record.products++;
   record.workspace = workspace;
