@@ -36,7 +36,8 @@ struct lath_cuda {
 LATH_API const char *lath_cuda_error_text(int error);
 
 /* File name of the cuBLAS whose functions are called on lath_cuda.blas: it is looked up among the libraries that the process
- * has loaded, once, at the first call of this function or of an entry. NULL: none, and lath_cuda.blas is not used. */
+ * has loaded, once, at the first call of this function or of an entry. NULL: none, and lath_cuda.blas is not used. Products
+ * with a bias also call the cuBLASLt that belongs to it. */
 LATH_API const char *lath_cuda_blas_name(void);
 
 /* The plan depends on the shape, on the dtype, on which pointers are NULL, on alignment and strides, and on whether there is a
