@@ -168,6 +168,7 @@ TEST(LowrankForwardEdges, InfinityIsNotTurnedIntoNanByPadding) {
   for (const lath_dtype dtype : kDtypes) {
     for (const int route : kRoutes) {
       for (const int64_t rank : {1, 5, 8, 40, 72}) {
+        if (kLeg == Leg::kThread && rank != 40) continue;
         for (const int64_t rows : {1, 5, 70}) {
           if (LeftOut(static_cast<uint32_t>(1000 * route + 10000 * dtype + 71 * rank + rows))) continue;
           LowrankInputs inputs(dtype, {rows, 24, rank, 16}, false, false, Numbers::kIntegers, 13);
@@ -190,6 +191,7 @@ TEST(LowrankForwardOrders, DoNotChangeABit) {
     if (kLeg == Leg::kThread && dtype != LATH_BF16) continue;
     for (const int route : kRoutes) {
       for (const int64_t rows : {9, 66}) {
+        if (kLeg == Leg::kThread && (route == kPlanned || (rows == 9) != (route == LATH_LOWRANK_FEW))) continue;
         const LowrankInputs inputs(dtype, {rows, 264, 40, 136}, true, true, Numbers::kUniform, 15);
         DeviceOptions options;
         options.route = route;
