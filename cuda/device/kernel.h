@@ -5,8 +5,8 @@
  * The same kernel source is compiled twice: by nvcc for the GPU, and as C++ for tests/cuda_on_cpu, where one fiber stands for
  * each CUDA thread. cuda/README.md has the rules that make this possible.
  *
- *   LATH_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)   a launch; put template kernels in parentheses
- *   LATH_DYNAMIC_SHARED(type, name)                                        `type *name`: the dynamic shared memory, 128-byte aligned
+ *   LATH_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)   a launch; template kernels go in parentheses
+ *   LATH_DYNAMIC_SHARED(type, name)                                        `type *name`, aligned to 128 bytes
  */
 #ifndef LATH_CUDA_DEVICE_KERNEL_H
 #define LATH_CUDA_DEVICE_KERNEL_H

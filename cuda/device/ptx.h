@@ -28,16 +28,19 @@ LATH_PTX unsigned lath_shared_address(const void *pointer) { return (unsigned)__
 
 /* ---- asynchronous copies from global to shared memory -------------------------------------------------------------------- */
 
-/* Starts the copy of `bytes` (0 to 16) bytes; the rest of the 16 at `to` becomes zero. Both addresses are multiples of 16. Nothing
- * is read when bytes is 0, but `from` must be an address in the same buffer all the same. */
+/* Starts the copy of `bytes` (0 to 16) bytes; the rest of the 16 at `to` becomes zero. Both addresses are multiples of 16.
+ * Nothing is read when bytes is 0, but `from` must be an address in the same buffer all the same. */
 LATH_PTX void lath_cp_async_16(void *to, const void *from, int bytes LATH_PTX_SITE) {
-  LATH_PTX_BODY(asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(lath_shared_address(to)), "l"(from), "r"(bytes)
-                             : "memory"),
-                emulator_copy_start(to, from, bytes, site));
+  LATH_PTX_BODY(
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(lath_shared_address(to)), "l"(from), "r"(bytes)
+                   : "memory"),
+      emulator_copy_start(to, from, bytes, site));
 }
 
 /* Closes the group of copies that this thread has started since the last commit. */
-LATH_PTX void lath_cp_async_commit(void) { LATH_PTX_BODY(asm volatile("cp.async.commit_group;" ::: "memory"), emulator_copy_commit()); }
+LATH_PTX void lath_cp_async_commit(void) {
+  LATH_PTX_BODY(asm volatile("cp.async.commit_group;" ::: "memory"), emulator_copy_commit());
+}
 
 /* Returns when all groups of this thread but the newest `pending` have arrived. Other threads see them after a barrier. */
 template <int pending>
@@ -47,8 +50,8 @@ LATH_PTX void lath_cp_async_wait(void) {
 
 /* ---- 8x8 matrices of 16-bit elements from shared memory ------------------------------------------------------------------ */
 
-/* Lane 8 i + j gives the address (a multiple of 16) of row j of matrix i, of 8 adjacent elements. r[i] receives elements 2 t and
- * 2 t + 1 of row g of matrix i, the first in the low half; with _trans, of the transposed matrix. A warp call. */
+/* Lane 8 i + j gives the address (a multiple of 16) of row j of matrix i, of 8 adjacent elements. r[i] receives elements 2 t
+ * and 2 t + 1 of row g of matrix i, the first in the low half; with _trans, of the transposed matrix. A warp call. */
 LATH_PTX void lath_ldmatrix_x4(unsigned r[4], const void *row LATH_PTX_SITE) {
   LATH_PTX_BODY(asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                              : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -64,7 +67,7 @@ LATH_PTX void lath_ldmatrix_x4_trans(unsigned r[4], const void *row LATH_PTX_SIT
                 emulator_ldmatrix_x4_trans(r, row, site));
 }
 
-/* ---- tensor cores: d (16, 8) += a (16, k) b (k, 8), sums in fp32; warp calls ---------------------------------------------- */
+/* ---- tensor cores: d (16, 8) += a (16, k) b (k, 8), sums in fp32; warp calls --------------------------------------------- */
 
 /* 16-bit operands, k = 16. Each register holds two elements with adjacent k, the lower in the low half.
  *   a[0] row g, k 2t..   a[1] row g + 8, k 2t..   a[2] row g, k 2t + 8..   a[3] row g + 8, k 2t + 8..

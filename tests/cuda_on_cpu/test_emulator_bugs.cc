@@ -59,7 +59,7 @@ Verdict Judge(const Launch &launch, const std::vector<T> &expected) {
   return right == emulator_orders() ? Verdict::kRight : right ? Verdict::kOrder : Verdict::kWrong;
 }
 
-// ---- tiles of 64 turned around, by way of shared memory -------------------------------------------------------------------------
+// ---- tiles of 64 turned around, by way of shared memory ---------------------------------------------------------------------
 
 enum { kTile = 64, kTilesOfBlock = 2, kTurned = 2 * kTilesOfBlock * kTile - 5 };
 
@@ -103,7 +103,7 @@ Verdict TurnTiles() {
       expected);
 }
 
-// ---- sums of slices that arrive by cp.async, two in flight -------------------------------------------------------------------------
+// ---- sums of slices that arrive by cp.async, two in flight ------------------------------------------------------------------
 
 enum { kSlice = 256, kSlices = 4 };
 
@@ -152,12 +152,12 @@ Verdict SumSlices() {
       expected);
 }
 
-// ---- the sum of all elements: warps, a block, the last of all blocks ------------------------------------------------------------
+// ---- the sum of all elements: warps, a block, the last of all blocks --------------------------------------------------------
 
 struct Sums {
-  int *part;        // of each block
+  int *part;  // of each block
   unsigned *ticket;
-  int *sum;         // [0] of all; [1] how many threads came
+  int *sum;  // [0] of all; [1] how many threads came
 };
 
 template <int bug>
@@ -165,7 +165,7 @@ static __device__ int warp_sum(int value) {
   __shared__ int passing[64];
   for (int step = 16; step > 1; step /= 2)
     if (bug != kShuffleInBranch || threadIdx.x < 48) value += __shfl_xor_sync(0xffffffffu, value, step);
-  passing[threadIdx.x] = value; // the last step goes through memory
+  passing[threadIdx.x] = value;  // the last step goes through memory
   if (bug != kNoSyncwarp) __syncwarp();
   return value + passing[threadIdx.x ^ 1];
 }
@@ -218,7 +218,7 @@ Verdict SumAll() {
       expected);
 }
 
-// ---- c (16, 8) = a (16, 16) b (16, 8) on tensor cores, both row-major in shared memory --------------------------------------------
+// ---- c (16, 8) = a (16, 16) b (16, 8) on tensor cores, both row-major in shared memory --------------------------------------
 
 template <int bug>
 static __global__ void multiply_tile(const __nv_bfloat16 *a, const __nv_bfloat16 *b, float *c) {
@@ -230,7 +230,8 @@ static __global__ void multiply_tile(const __nv_bfloat16 *a, const __nv_bfloat16
   }
   __syncthreads();
   unsigned x[4], y[4];
-  const int row = bug == kRowsSwapped ? lane % 8 + lane / 16 * 8 : lane % 16, half = bug == kRowsSwapped ? lane / 8 % 2 : lane / 16;
+  const int row = bug == kRowsSwapped ? lane % 8 + lane / 16 * 8 : lane % 16,
+            half = bug == kRowsSwapped ? lane / 8 % 2 : lane / 16;
   lath_ldmatrix_x4(x, &a_tile[row][half * 8]);
   if (bug == kWithoutTranspose)
     lath_ldmatrix_x4(y, &b_tile[lane % 16][lane / 16 * 8]);
@@ -259,19 +260,21 @@ Verdict MultiplyTile() {
       expected);
 }
 
-// ---- the table --------------------------------------------------------------------------------------------------------------------
+// ---- the table --------------------------------------------------------------------------------------------------------------
 
 // What a build makes of a bug: the verdict on the numbers, or the message that the program ends with, or nothing.
 struct Finding {
   Verdict verdict;
   const char *message;
 };
-constexpr Finding kMissed = {Verdict::kRight, nullptr}, kWrong = {Verdict::kWrong, nullptr}, kOrder = {Verdict::kOrder, nullptr};
+constexpr Finding kMissed = {Verdict::kRight, nullptr}, kWrong = {Verdict::kWrong, nullptr},
+                  kOrder = {Verdict::kOrder, nullptr};
 constexpr Finding kRace = {Verdict::kWrong, "ThreadSanitizer: data race"}, kHeap = {Verdict::kWrong, "heap-buffer-overflow"};
 constexpr Finding kPastTheEnd = {Verdict::kWrong, "bytes past the end of"};
 constexpr Finding kBounds = {Verdict::kWrong, "out of bounds"}, kShared = {Verdict::kWrong, "global-buffer-overflow"};
 constexpr Finding kMisaligned = {Verdict::kWrong, "misaligned address"}, kDiverged = {Verdict::kWrong, "is at another one"};
-constexpr Finding kReturned = {Verdict::kWrong, "has returned"}, kNotMet = {Verdict::kWrong, "but lane 0 is in __shfl_xor_sync"};
+constexpr Finding kReturned = {Verdict::kWrong, "has returned"},
+                  kNotMet = {Verdict::kWrong, "but lane 0 is in __shfl_xor_sync"};
 constexpr Finding kNotShared = {Verdict::kWrong, "is not in shared memory"};
 // The program is not run: what happens is up to the heap.
 constexpr Finding kUntold = {Verdict::kWrong, ""};
@@ -282,6 +285,7 @@ struct Seeded {
   Finding plain, address, thread;
 };
 
+// clang-format off
 #define SEEDED(bug, kernel) #bug, kernel<bug>
 const Seeded kSeeded[] = {
     // bug, kernel                                   plain        ASan, UBSan  TSan
@@ -311,6 +315,7 @@ const Seeded kSeeded[] = {
     {SEEDED(kWithoutTranspose, MultiplyTile),        kWrong,      kWrong,      kWrong},
     {SEEDED(kRowsSwapped, MultiplyTile),             kWrong,      kWrong,      kWrong},
 };
+// clang-format on
 
 // For messages of GoogleTest.
 std::ostream &operator<<(std::ostream &out, Verdict verdict) {

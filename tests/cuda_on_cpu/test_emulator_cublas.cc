@@ -19,11 +19,11 @@ class Cublas : public testing::Test {
 
   // c (2, 2) = op_a(a) op_b(b) + beta c, column-major, with k = 3.
   template <class T, class C>
-  cublasStatus_t Multiply(cublasOperation_t op_a, cublasOperation_t op_b, const Device<T> &a, int lda, const Device<T> &b, int ldb,
-                          float beta, const Device<C> &c, int ldc, cudaDataType_t type, cudaDataType_t c_type) {
+  cublasStatus_t Multiply(cublasOperation_t op_a, cublasOperation_t op_b, const Device<T> &a, int lda, const Device<T> &b,
+                          int ldb, float beta, const Device<C> &c, int ldc, cudaDataType_t type, cudaDataType_t c_type) {
     const float alpha = 1;
-    return cublasGemmEx(handle_, op_a, op_b, 2, 2, 3, &alpha, a.data(), type, lda, b.data(), type, ldb, &beta, c.data(), c_type, ldc,
-                        CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+    return cublasGemmEx(handle_, op_a, op_b, 2, 2, 3, &alpha, a.data(), type, lda, b.data(), type, ldb, &beta, c.data(), c_type,
+                        ldc, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
   }
 
   cublasHandle_t handle_ = nullptr;

@@ -2,8 +2,8 @@
 //
 // test_emulator_ptx.cc - the instructions of cuda/device/ptx.h, against plain loops over whole matrices.
 //
-// The register layouts are written down here a second time, from the element's point of view: where does element (row, column) of
-// a tile live? The emulator asks the other way round.
+// The register layouts are written down here a second time, from the element's point of view: where does element (row, column)
+// of a tile live? The emulator asks the other way round.
 
 #include "device/ptx.h"
 #include "device_memory.h"
@@ -154,7 +154,7 @@ TEST(CudaPtx, LdmatrixSpreadsRows) {
   });
 }
 
-// ---- asynchronous copies ------------------------------------------------------------------------------------------------------
+// ---- asynchronous copies ----------------------------------------------------------------------------------------------------
 
 // Two groups of copies: what is visible after each wait.
 static __global__ void copy_in_groups(const float *in, float *out, int bytes) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// test_emulator_refusals.cc - each misuse that the emulator itself refuses, in every build: the message, and the correct neighbour.
+// test_emulator_refusals.cc - each misuse that the emulator itself refuses, in every build: the message, and the correct
+// neighbour.
 
 #include "device/ptx.h"
 #include "device_memory.h"
@@ -23,7 +24,9 @@ class CudaRefusals : public testing::Test {
 
 static __global__ void nothing(int) {}
 
-void LaunchNothing(dim3 grid, dim3 block, size_t shared_bytes = 0) { LATH_LAUNCH(nothing, grid, block, shared_bytes, nullptr, 0); }
+void LaunchNothing(dim3 grid, dim3 block, size_t shared_bytes = 0) {
+  LATH_LAUNCH(nothing, grid, block, shared_bytes, nullptr, 0);
+}
 
 TEST_F(CudaRefusals, BlocksThatAreNotWholeWarps) {
   LaunchNothing(1, 64);
@@ -52,7 +55,9 @@ TEST_F(CudaRefusals, MuchSharedMemoryThatNobodyAskedFor) {
 
 static __global__ void launches_another(int) { LaunchNothing(1, 32); }
 
-TEST_F(CudaRefusals, LaunchesFromAKernel) { EXPECT_DEATH(LATH_LAUNCH(launches_another, 1, 32, 0, nullptr, 0), "launched from a kernel"); }
+TEST_F(CudaRefusals, LaunchesFromAKernel) {
+  EXPECT_DEATH(LATH_LAUNCH(launches_another, 1, 32, 0, nullptr, 0), "launched from a kernel");
+}
 
 // ---- barriers -------------------------------------------------------------------------------------------------------------
 
@@ -107,8 +112,10 @@ TEST_F(CudaRefusals, WarpOperationsThatDoNotMeet) {
   const Device<int> out(32);
   const auto launch = [&](int kind) { LATH_LAUNCH(exchange, 1, 32, 0, nullptr, kind, out.data()); };
   launch(kTogether);
-  EXPECT_DEATH(launch(kTwoLines), "__shfl_xor_sync of mask ffffffff, but lane 0 is in __shfl_xor_sync of mask ffffffff at .*refusals");
-  EXPECT_DEATH(launch(kTwoMasks), "__shfl_xor_sync of mask ffff0000, but lane 16 is|mask ffffffff, but lane 16 is|never completes");
+  EXPECT_DEATH(launch(kTwoLines),
+               "__shfl_xor_sync of mask ffffffff, but lane 0 is in __shfl_xor_sync of mask ffffffff at .*refusals");
+  EXPECT_DEATH(launch(kTwoMasks),
+               "__shfl_xor_sync of mask ffff0000, but lane 16 is|mask ffffffff, but lane 16 is|never completes");
   EXPECT_DEATH(launch(kTwoOperations), "__reduce_or_sync of mask ffffffff, but lane 0 is in __shfl_xor_sync");
   EXPECT_DEATH(launch(kNotInMask), "__shfl_sync: lane 16 is not in its own mask 0000ffff");
   EXPECT_DEATH(launch(kReadsOutside), "lane 0 reads lane 20, which is not in mask 0000ffff");

@@ -44,7 +44,8 @@ TEST(CudaRuntime, DescribesTheDeviceThatTheTestWants) {
   emulator_device = {108, 8, 0, 163 * 1024};
   ASSERT_EQ(cudaDeviceGetAttribute(&value, cudaDevAttrComputeCapabilityMajor, 1), cudaSuccess);
   EXPECT_EQ(value, 8);
-  EXPECT_EQ(cudaFuncSetAttribute((const void *)store, cudaFuncAttributeMaxDynamicSharedMemorySize, 200 * 1024), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaFuncSetAttribute((const void *)store, cudaFuncAttributeMaxDynamicSharedMemorySize, 200 * 1024),
+            cudaErrorInvalidValue);
   emulator_device = usual;
   EXPECT_EQ(cudaFuncSetAttribute((const void *)store, cudaFuncAttributeMaxDynamicSharedMemorySize, 200 * 1024), cudaSuccess);
   EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidValue);

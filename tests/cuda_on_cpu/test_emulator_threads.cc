@@ -2,8 +2,8 @@
 //
 // test_emulator_threads.cc - grids, blocks, barriers, fences and shared memory of the emulator, against plain loops.
 
-#include "device_memory.h"
 #include "device/kernel.h"
+#include "device_memory.h"
 
 namespace {
 

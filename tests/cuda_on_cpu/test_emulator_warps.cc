@@ -133,7 +133,8 @@ Folds Expected(const std::vector<int> &in) {
 TEST(CudaWarps, VotesAndReductionsFoldAllLanes) {
   for (const int kind : {0, 1, 2}) {
     std::vector<int> in(32);
-    for (int i = 0; i < 32; i++) in[static_cast<size_t>(i)] = kind == 0 ? i * 7919 % 101 - 50 : kind == 1 ? 2 * i + 1 : -2 * i - 2;
+    for (int i = 0; i < 32; i++)
+      in[static_cast<size_t>(i)] = kind == 0 ? i * 7919 % 101 - 50 : kind == 1 ? 2 * i + 1 : -2 * i - 2;
     const Folds expected = Expected(in);
     EachOrder([&](unsigned) {
       const Device<int> device_in(in);
@@ -144,7 +145,7 @@ TEST(CudaWarps, VotesAndReductionsFoldAllLanes) {
   }
 }
 
-// ---- memory of a warp, and atomics --------------------------------------------------------------------------------------------
+// ---- memory of a warp, and atomics ------------------------------------------------------------------------------------------
 
 static __global__ void rotate(const float *in, float *out) {
   __shared__ float tile[64];

@@ -2,9 +2,9 @@
  *
  * allocations.cc - device memory.
  *
- * Without a sanitizer each allocation ends at a page without access, and all of them are closed to the host except while a kernel, a
- * copy or a library runs: what touches them then, or passes their end, is named by the signal handler. A sanitizer has its own means,
- * so there they come from the heap. New memory is NaN.
+ * Without a sanitizer each allocation ends at a page without access, and all of them are closed to the host except while a
+ * kernel, a copy or a library runs: what touches them then, or passes their end, is named by the signal handler. A sanitizer
+ * has its own means, so there they come from the heap. New memory is NaN.
  */
 #include "allocations.h"
 
@@ -46,7 +46,7 @@ void emulator_close_memory(void) {
     for (int i = 0; i < count; i++) protect(&allocations[i], PROT_NONE);
 }
 
-/* ---- faults ------------------------------------------------------------------------------------------------------------------ */
+/* ---- faults -------------------------------------------------------------------------------------------------------------- */
 
 static void explain(const unsigned char *address) {
   const emulator_site site = {"device memory", 0};
@@ -78,7 +78,7 @@ void emulator_watch_faults(void) {
   if (sigaltstack(&signal_stack, nullptr) || sigaction(SIGSEGV, &action, nullptr)) abort();
 }
 
-/* ---- allocation --------------------------------------------------------------------------------------------------------------- */
+/* ---- allocation ---------------------------------------------------------------------------------------------------------- */
 
 static bool map(struct allocation *a, size_t bytes) {
   const size_t whole = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;

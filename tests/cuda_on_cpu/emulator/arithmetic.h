@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * arithmetic.h - intrinsic functions on numbers. The fast ones are exact here, so tolerances must come from their documentation. */
+ * arithmetic.h - intrinsic functions on numbers. The fast ones are exact here, so tolerances must come from their
+ * documentation. */
 #ifndef LATH_TESTS_CUDA_ON_CPU_ARITHMETIC_H
 #define LATH_TESTS_CUDA_ON_CPU_ARITHMETIC_H
 

@@ -3,18 +3,18 @@
 #ifndef LATH_TESTS_CUDA_ON_CPU_CONTROL_H
 #define LATH_TESTS_CUDA_ON_CPU_CONTROL_H
 
-/* The order in which blocks, warps and lanes run from now on: 0 ascending, 1 descending, else a random one that the seed decides and
- * that is drawn anew at each barrier. A correct kernel gives the same bits in all of them, float atomics excepted. */
+/* The order in which blocks, warps and lanes run from now on: 0 ascending, 1 descending, else a random one that the seed
+ * decides and that is drawn anew at each barrier. A correct kernel gives the same bits in all of them, but for float atomics. */
 void emulator_order(unsigned seed);
 
-/* How many seeds, from 0 on, a test should run: fewer under the thread sanitizer, which watches all orders at once but is slow. */
+/* How many seeds, from 0 on, a test should run: one under the thread sanitizer, which is slow and needs no second order. */
 int emulator_orders(void);
 
 /* The device that the runtime calls describe. */
 struct emulator_device {
-  int multiprocessors;       /* 132 */
-  int major, minor;          /* 9.0 */
-  int shared_bytes;          /* 227 KiB: the most that a block may ask for */
+  int multiprocessors; /* 132 */
+  int major, minor;    /* 9.0 */
+  int shared_bytes;    /* 227 KiB: the most that a block may ask for */
 };
 extern struct emulator_device emulator_device;
 

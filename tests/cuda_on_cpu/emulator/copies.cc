@@ -2,7 +2,8 @@
  *
  * copies.cc - cp.async: the target is poisoned at once, and filled by the wait.
  *
- * Both are the worst that CUDA allows: whoever reads before the wait, or writes the source in between, does not get away with it.
+ * Both are the worst that CUDA allows: whoever reads before the wait, or writes the source in between, does not get away with
+ * it.
  */
 #include <string.h>
 

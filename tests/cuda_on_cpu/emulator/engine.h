@@ -11,8 +11,7 @@ struct emulator_site {
   const char *file;
   int line;
 };
-#define EMULATOR_SITE \
-  emulator_site site = { __builtin_FILE(), __builtin_LINE() }
+#define EMULATOR_SITE emulator_site site = {__builtin_FILE(), __builtin_LINE()}
 
 /* Ends the program with what went wrong, in which kernel, block and thread, and where. */
 [[noreturn]] void emulator_refuse(emulator_site site, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -42,8 +41,8 @@ void emulator_launch(const char *name, dim3 grid, dim3 block, size_t shared_byte
 /* All threads of the block; answers how many came with a true predicate. */
 int emulator_barrier(bool predicate, emulator_site site);
 
-/* Each lane of the mask leaves `mine`; the last to arrive calls combine for all of them. Lanes that wait at another operation, mask
- * or line, have returned or never come are refused. A fence orders memory between the lanes, as __syncwarp does. */
+/* Each lane of the mask leaves `mine`; the last to arrive calls combine for all of them. Lanes that wait at another operation,
+ * mask or line, have returned or never come are refused. A fence orders memory between the lanes, as __syncwarp does. */
 typedef void (*emulator_combine)(void *const lane[32], unsigned mask);
 void emulator_warp(unsigned mask, const char *operation, void *mine, emulator_combine combine, bool fence, emulator_site site);
 unsigned emulator_lane(void);

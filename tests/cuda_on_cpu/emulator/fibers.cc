@@ -50,8 +50,7 @@ emulator_switch_stack:
 )");
 
 static void fiber_main(void) {
-  if (__sanitizer_finish_switch_fiber)
-    __sanitizer_finish_switch_fiber(nullptr, &scheduler.stack, &scheduler.stack_bytes);
+  if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(nullptr, &scheduler.stack, &scheduler.stack_bytes);
   emulator_begin_thread();
   emulator_leave_fiber();
   abort(); /* a thread that has returned is not entered again */
@@ -77,8 +76,8 @@ void emulator_start_fibers(void) {
   for (unsigned i = 0; i < emulator_grid.threads; i++) start(&fibers[i]);
 }
 
-/* The sanitizer gives the name of a fiber that ended to a new one, and takes what both do for ordered. A random order keeps thread i
- * of the next block from being thread i of this one. */
+/* The sanitizer gives the name of a fiber that ended to a new one, and takes what both do for ordered. A random order keeps
+ * thread i of the next block from being thread i of this one. */
 void emulator_end_fibers(void) {
   uint32_t order[EMULATOR_MAX_THREADS];
   if (!emulator_grid.tracked) return;

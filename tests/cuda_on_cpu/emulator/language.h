@@ -13,8 +13,8 @@
 #include "engine.h"
 
 /* Host compilation makes __global__ and __device__ empty already. Blocks run one after the other, so a shared array is a static
- * one. All lie in one section, so that the engine can fill them with NaN before each block. GCC forgets a section attribute when it
- * instantiates a template, but not noinit, which means the section of that name. */
+ * one. All lie in one section, so that the engine can fill them with NaN before each block. GCC forgets a section attribute
+ * when it instantiates a template, but not noinit, which means the section of that name. */
 #undef __shared__
 #ifdef __clang__
 #define __shared__ static __attribute__((section(".noinit")))
@@ -34,7 +34,8 @@ inline int __syncthreads_or(int predicate, EMULATOR_SITE) { return emulator_barr
 inline int __syncthreads_and(int predicate, EMULATOR_SITE) { return emulator_barrier(predicate == 0, site) == 0; }
 
 inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATOR_SITE) {
-  emulator_warp(mask, "__syncwarp", nullptr, [](void *const *, unsigned) {}, true, site);
+  emulator_warp(
+      mask, "__syncwarp", nullptr, [](void *const *, unsigned) {}, true, site);
 }
 
 inline void __threadfence() { emulator_fence(); }

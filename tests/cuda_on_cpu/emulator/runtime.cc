@@ -2,7 +2,8 @@
  *
  * runtime.cc - the calls of the CUDA runtime that host code makes: memory, streams, the device, attributes of kernels, errors.
  *
- * Streams do not wait: work is done when it is enqueued, which is one of the orders that CUDA allows. The prototypes are the toolkit's.
+ * Streams do not wait: work is done when it is enqueued, which is one of the orders that CUDA allows. The prototypes are the
+ * toolkit's.
  */
 #include "runtime.h"
 
@@ -58,7 +59,7 @@ size_t emulator_shared_limit(const void *kernel) { return *limit(kernel); }
 
 extern "C" {
 
-/* ---- memory ---------------------------------------------------------------------------------------------------------------- */
+/* ---- memory -------------------------------------------------------------------------------------------------------------- */
 
 cudaError_t cudaMalloc(void **pointer, size_t bytes) {
   *pointer = nullptr;
@@ -66,9 +67,7 @@ cudaError_t cudaMalloc(void **pointer, size_t bytes) {
   *pointer = emulator_allocate(bytes);
   return *pointer ? cudaSuccess : note(cudaErrorMemoryAllocation);
 }
-cudaError_t cudaFree(void *pointer) {
-  return emulator_free(pointer) ? cudaSuccess : note(cudaErrorInvalidValue);
-}
+cudaError_t cudaFree(void *pointer) { return emulator_free(pointer) ? cudaSuccess : note(cudaErrorInvalidValue); }
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind) {
   emulator_open_memory();
   if (bytes) memcpy(to, from, bytes);
@@ -86,7 +85,7 @@ cudaError_t cudaMemset(void *to, int value, size_t bytes) {
 }
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t) { return cudaMemset(to, value, bytes); }
 
-/* ---- streams --------------------------------------------------------------------------------------------------------------- */
+/* ---- streams ------------------------------------------------------------------------------------------------------------- */
 
 cudaError_t cudaStreamCreate(cudaStream_t *stream) {
   *stream = (cudaStream_t)malloc(1);
@@ -99,7 +98,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaDeviceSynchronize(void) { return cudaSuccess; }
 
-/* ---- the device ------------------------------------------------------------------------------------------------------------ */
+/* ---- the device ---------------------------------------------------------------------------------------------------------- */
 
 cudaError_t cudaGetDeviceCount(int *count) {
   *count = DEVICES;
@@ -117,22 +116,43 @@ cudaError_t cudaSetDevice(int device) {
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device) {
   if (device < 0 || device >= DEVICES) return note(cudaErrorInvalidDevice);
   switch (attribute) {
-    case cudaDevAttrMultiProcessorCount: *value = emulator_device.multiprocessors; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = emulator_device.major; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = emulator_device.minor; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = emulator_device.shared_bytes; break;
-    case cudaDevAttrMaxSharedMemoryPerBlock: *value = 48 * 1024; break;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = emulator_device.shared_bytes + SHARED_MULTIPROCESSOR_EXTRA; break;
-    case cudaDevAttrMaxThreadsPerMultiProcessor: *value = 2048; break;
-    case cudaDevAttrMaxThreadsPerBlock: *value = EMULATOR_MAX_THREADS; break;
-    case cudaDevAttrWarpSize: *value = EMULATOR_LANES; break;
-    case cudaDevAttrL2CacheSize: *value = 50 << 20; break;
-    default: return note(cudaErrorInvalidValue);
+    case cudaDevAttrMultiProcessorCount:
+      *value = emulator_device.multiprocessors;
+      break;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = emulator_device.major;
+      break;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = emulator_device.minor;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = emulator_device.shared_bytes;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+      *value = 48 * 1024;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value = emulator_device.shared_bytes + SHARED_MULTIPROCESSOR_EXTRA;
+      break;
+    case cudaDevAttrMaxThreadsPerMultiProcessor:
+      *value = 2048;
+      break;
+    case cudaDevAttrMaxThreadsPerBlock:
+      *value = EMULATOR_MAX_THREADS;
+      break;
+    case cudaDevAttrWarpSize:
+      *value = EMULATOR_LANES;
+      break;
+    case cudaDevAttrL2CacheSize:
+      *value = 50 << 20;
+      break;
+    default:
+      return note(cudaErrorInvalidValue);
   }
   return cudaSuccess;
 }
 
-/* ---- kernels --------------------------------------------------------------------------------------------------------------- */
+/* ---- kernels ------------------------------------------------------------------------------------------------------------- */
 
 cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int value) {
   if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return cudaSuccess;
@@ -155,7 +175,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const voi
   return cudaSuccess;
 }
 
-/* ---- errors ---------------------------------------------------------------------------------------------------------------- */
+/* ---- errors -------------------------------------------------------------------------------------------------------------- */
 
 cudaError_t cudaGetLastError(void) {
   const cudaError_t error = runtime.error;
@@ -163,6 +183,8 @@ cudaError_t cudaGetLastError(void) {
   return error;
 }
 cudaError_t cudaPeekAtLastError(void) { return runtime.error; }
-const char *cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "an error of the emulated device"; }
+const char *cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : "an error of the emulated device";
+}
 const char *cudaGetErrorName(cudaError_t error) { return error == cudaSuccess ? "cudaSuccess" : "cudaErrorEmulated"; }
 }

@@ -4,8 +4,8 @@
  * memory, what is touched.
  *
  * The engine itself is built without them; the hooks are weak, and null where no sanitizer is linked. For the thread sanitizer
- * each CUDA thread of each block is a fiber of its own, so accesses of two blocks, too, are ordered only by what CUDA says orders
- * them. Interfaces: sanitizer/common_interface_defs.h, tsan_interface.h, asan_interface.h of the compiler.
+ * each CUDA thread of each block is a fiber of its own, so accesses of two blocks, too, are ordered only by what CUDA says
+ * orders them. Interfaces: sanitizer/common_interface_defs.h, tsan_interface.h, asan_interface.h of the compiler.
  */
 #ifndef LATH_TESTS_CUDA_ON_CPU_SANITIZERS_H
 #define LATH_TESTS_CUDA_ON_CPU_SANITIZERS_H

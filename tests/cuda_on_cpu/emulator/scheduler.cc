@@ -2,8 +2,8 @@
  *
  * scheduler.cc - the order in which the threads of a block run.
  *
- * Each warp runs as far ahead of the others as it can, so that a missing barrier meets the worst case: other warps have not begun,
- * or are done. A lockstep order would hide such bugs. Seeds permute lanes, warps and blocks.
+ * Each warp runs as far ahead of the others as it can, so that a missing barrier meets the worst case: other warps have not
+ * begun, or are done. A lockstep order would hide such bugs. Seeds permute lanes, warps and blocks.
  */
 #include <string.h>
 

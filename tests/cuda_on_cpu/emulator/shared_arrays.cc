@@ -2,8 +2,8 @@
  *
  * shared_arrays.cc - where the program keeps the __shared__ arrays of all its kernels: in one section, found by its name.
  *
- * The section is .noinit (language.h says why), for which the linker has no symbols; so the section headers of the running program
- * are read once.
+ * The section is .noinit (language.h says why), for which the linker has no symbols; so the section headers of the running
+ * program are read once.
  */
 #include <elf.h>
 #include <fcntl.h>

@@ -46,9 +46,9 @@ struct emulator_grid {
   bool tracked;     /* the thread sanitizer watches this block */
   unsigned current; /* the thread that runs */
   unsigned returned, at_barrier;
-  unsigned phase;      /* barriers alternate between two counters */
-  int predicates[2];   /* true ones at the barrier */
-  void *dynamic;       /* dynamic shared memory */
+  unsigned phase;    /* barriers alternate between two counters */
+  int predicates[2]; /* true ones at the barrier */
+  void *dynamic;     /* dynamic shared memory */
   size_t dynamic_bytes;
   uint64_t barrier_tag[2], end_tag, fence_tag; /* what orders memory; forgotten 8 bytes at a time */
   struct emulator_warp warp[EMULATOR_MAX_WARPS];
@@ -60,9 +60,9 @@ extern struct emulator_thread emulator_threads[EMULATOR_MAX_THREADS];
 static inline struct emulator_thread *emulator_current(void) { return &emulator_threads[emulator_grid.current]; }
 
 /* fibers.cc: a stack for each thread. */
-void emulator_start_fibers(void);          /* for a new block; each begins at the top of the kernel */
+void emulator_start_fibers(void);           /* for a new block; each begins at the top of the kernel */
 void emulator_enter_fiber(unsigned thread); /* runs it until it waits or returns */
-void emulator_leave_fiber(void);           /* called on a fiber: back to the scheduler, until it is entered again */
+void emulator_leave_fiber(void);            /* called on a fiber: back to the scheduler, until it is entered again */
 void emulator_end_fibers(void);
 bool emulator_is_stack_guard(const void *address);
 
@@ -85,8 +85,8 @@ struct emulator_range emulator_find_shared_arrays(void);
 /* barriers.cc, warps.cc, copies.cc, memory.cc */
 void emulator_release_barrier(void);
 void emulator_check_copies(void);
-void emulator_prepare_shared(void); /* NaN everywhere, and unknown to the thread sanitizer */
-void emulator_forget(void *memory, size_t bytes);      /* for the thread sanitizer: nobody has touched this yet */
+void emulator_prepare_shared(void);                   /* NaN everywhere, and unknown to the thread sanitizer */
+void emulator_forget(void *memory, size_t bytes);     /* for the thread sanitizer: nobody has touched this yet */
 void emulator_forget_order(void *tags, size_t bytes); /* nothing was released to these tags yet */
 size_t emulator_shared_limit(const void *kernel);
 

@@ -2,9 +2,9 @@
  *
  * tracking.cc - what the thread sanitizer watches.
  *
- * A fiber of the sanitizer takes 0.4 ms to make, and each thread of each block needs its own: too much for every launch of a large
- * test. So it watches some launches of each kernel at each shape, and in them some blocks. The others run as if they were the host: in
- * order with everything, so they can neither race nor hide a race between those that are watched.
+ * A fiber of the sanitizer takes 0.4 ms to make, and each thread of each block needs its own: too much for every launch of a
+ * large test. So it watches some launches of each kernel at each shape, and in them some blocks. The others run as if they were
+ * the host: in order with everything, so they can neither race nor hide a race between those that are watched.
  */
 #include "sanitizers.h"
 #include "state.h"

@@ -17,12 +17,13 @@ static bool same(const struct emulator_thread *a, const struct emulator_thread *
 static void check(const struct emulator_thread *mine, const struct emulator_thread *lanes, unsigned lane) {
   const struct emulator_thread *other = &lanes[lane];
   if (!same(other, mine))
-    emulator_refuse(mine->site, "%s of mask %08x, but lane %u is in %s of mask %08x at %s:%d", mine->operation, mine->mask, lane,
-                    other->operation, other->mask, other->site.file, other->site.line);
+    emulator_refuse(mine->site, "%s of mask %08x, but lane %u is in %s of mask %08x at %s:%d", mine->operation, mine->mask,
+                    lane, other->operation, other->mask, other->site.file, other->site.line);
 }
 
 /* True when every lane of the mask waits here. Until then one of them is compared, then all. */
-static bool complete(const struct emulator_warp *warp, const struct emulator_thread *lanes, const struct emulator_thread *mine) {
+static bool complete(const struct emulator_warp *warp, const struct emulator_thread *lanes,
+                     const struct emulator_thread *mine) {
   const unsigned mask = mine->mask, waiting = warp->waiting & mask, returned = warp->returned & mask;
   if (returned)
     emulator_refuse(mine->site, "%s of mask %08x, but lane %d has returned", mine->operation, mask, __builtin_ctz(returned));
@@ -64,7 +65,7 @@ void emulator_warp(unsigned mask, const char *operation, void *mine, emulator_co
   if (fence) emulator_acquire(&warp->tag);
 }
 
-/* ---- shuffles -------------------------------------------------------------------------------------------------------------- */
+/* ---- shuffles ------------------------------------------------------------------------------------------------------------ */
 
 enum { WIDEST = 16 };
 

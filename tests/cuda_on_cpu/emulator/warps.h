@@ -5,7 +5,7 @@
 
 #include "engine.h"
 
-/* ---- shuffles: `width` lanes (a power of two) are a group of their own ------------------------------------------------------ */
+/* ---- shuffles: `width` lanes (a power of two) are a group of their own --------------------------------------------------- */
 
 template <class T>
 T emulator_shuffle(unsigned mask, const char *operation, T value, unsigned source, emulator_site site) {
@@ -35,7 +35,7 @@ T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, EMULATOR_SIT
   return emulator_shuffle(mask, "__shfl_xor_sync", value, source <= last ? source : lane, site);
 }
 
-/* ---- reductions and votes --------------------------------------------------------------------------------------------------- */
+/* ---- reductions and votes ------------------------------------------------------------------------------------------------ */
 
 /* Every lane of the mask receives the fold of all values. */
 template <class T, T (*fold)(T, T)>
@@ -48,11 +48,11 @@ void emulator_fold(void *const lane[32], unsigned mask) {
     if (mask >> i & 1) *static_cast<T *>(lane[i]) = all;
 }
 
-#define EMULATOR_REDUCTION(name, type, expression)                                  \
-  inline type emulator_##name(type a, type b) { return expression; }                \
-  inline type name(unsigned mask, type value, EMULATOR_SITE) {                      \
+#define EMULATOR_REDUCTION(name, type, expression)                                         \
+  inline type emulator_##name(type a, type b) { return expression; }                       \
+  inline type name(unsigned mask, type value, EMULATOR_SITE) {                             \
     emulator_warp(mask, #name, &value, emulator_fold<type, emulator_##name>, false, site); \
-    return value;                                                                   \
+    return value;                                                                          \
   }
 EMULATOR_REDUCTION(__reduce_add_sync, unsigned, a + b)
 EMULATOR_REDUCTION(__reduce_add_sync, int, (int)((unsigned)a + (unsigned)b))
@@ -61,7 +61,7 @@ EMULATOR_REDUCTION(__reduce_min_sync, int, a < b ? a : b)
 EMULATOR_REDUCTION(__reduce_max_sync, unsigned, a > b ? a : b)
 EMULATOR_REDUCTION(__reduce_max_sync, int, a > b ? a : b)
 EMULATOR_REDUCTION(__reduce_or_sync, unsigned, a | b)
-EMULATOR_REDUCTION(__reduce_and_sync, unsigned, a & b)
+EMULATOR_REDUCTION(__reduce_and_sync, unsigned, a &b)
 EMULATOR_REDUCTION(__reduce_xor_sync, unsigned, a ^ b)
 #undef EMULATOR_REDUCTION
 
