@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * lt.c - one product with its bias by cuBLASLt.
  *
- * cuBLASLt is asked for a kernel at each call, as PyTorch does: it remembers the kernels of the last thousands of problems itself
- * ("heuristics cache"), with everything that its choice depends on, and is safe on several threads. A second memory of ours would
- * have to know all of that too. The descriptors are plain host memory. */
+ * cuBLASLt is asked for a kernel at each call, as PyTorch does: it remembers the kernels of the last thousands of problems by
+ * itself ("heuristics cache"), with everything that its choice depends on, and is safe on several threads. A second memory of ours
+ * would have to know all of that too. The descriptors are plain host memory. */
 #include "gemm/lt.h"
 
 #include "core/arena.h"
@@ -27,7 +27,7 @@ struct lath_lt_room lath_lt_take(struct lath_arena *arena, lath_dtype dtype, con
   return (struct lath_lt_room){bytes ? lath_take(arena, 1, (int64_t)(bytes / sizeof(float))) : NULL, bytes};
 }
 
-/* ---- what suits it --------------------------------------------------------------------------------------------------------------- */
+/* ---- what suits it ------------------------------------------------------------------------------------------------------- */
 
 struct room {
   void *data;
@@ -68,7 +68,7 @@ static int suits(const struct lath_cuda_gemm *p, const struct lath_product_colum
   return lath_lt_adds_bias(p->c_type, cuda) && p->a_type == p->c_type && p->n > 1 && lath_columns_fit_int(m);
 }
 
-/* ---- what cuBLASLt is told ------------------------------------------------------------------------------------------------------- */
+/* ---- what cuBLASLt is told ----------------------------------------------------------------------------------------------- */
 
 /* In its terms: d (n, m) = op(first) op(second), where first is our b and second our a. */
 struct problem {
@@ -126,7 +126,7 @@ static int describe(const struct lath_blas_lt *lt, const struct lath_cuda_gemm *
          describe_preference(lt, p, room, &problem->preference);
 }
 
-/* ---- the call -------------------------------------------------------------------------------------------------------------------- */
+/* ---- the call ------------------------------------------------------------------------------------------------------------ */
 
 /* A handle of cuBLAS may be used as one of cuBLASLt "with a simple cast", says the documentation of cublasLtHandle_t. */
 static cublasLtHandle_t lt_handle(const struct lath_cuda *cuda) { return (cublasLtHandle_t)cuda->blas; }

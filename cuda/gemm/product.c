@@ -30,8 +30,8 @@ static cublasStatus_t call_blas(const struct lath_cuda_gemm *p, void *handle, in
   if (lath_columns_fit_int(&m))
     return blas->gemm(handle, m.b.op, m.a.op, (int)p->n, (int)p->m, (int)p->k, alpha, p->b, type, (int)m.b.ld, p->a, type,
                       (int)m.a.ld, beta, p->c, c_type, (int)m.c.ld, compute, CUBLAS_GEMM_DEFAULT);
-  return blas->gemm_64(handle, m.b.op, m.a.op, p->n, p->m, p->k, alpha, p->b, type, m.b.ld, p->a, type, m.a.ld, beta, p->c, c_type,
-                       m.c.ld, compute, CUBLAS_GEMM_DEFAULT);
+  return blas->gemm_64(handle, m.b.op, m.a.op, p->n, p->m, p->k, alpha, p->b, type, m.b.ld, p->a, type, m.a.ld, beta, p->c,
+                       c_type, m.c.ld, compute, CUBLAS_GEMM_DEFAULT);
 }
 
 /* The handle's own mode says whether floats may be cut to TF32. For 16-bit operands we ask that parts of a sum which several blocks

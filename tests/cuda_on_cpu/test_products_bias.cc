@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// test_products_bias.cc - products whose bias cuBLASLt adds: every type, odd sizes, strides and alignments; what is passed on to it, and
-// the way without it when it cannot. The tests of products and of low-rank layers run where there is no cuBLASLt.
+// test_products_bias.cc - products whose bias cuBLASLt adds: every type, odd sizes, strides and alignments; what is passed on to
+// it, and the way without it when it cannot. The tests of products and of low-rank layers run where there is no cuBLASLt.
 
 #include <algorithm>
 #include <memory>
@@ -209,7 +209,7 @@ TEST(BiasProduct, WorkspaceIsAskedForWhereItIsUsed) {
   EXPECT_EQ(lath_lt_workspace(LATH_F32, nothing.get(), &hopper), 0u);
 }
 
-// ---- the operators that make such products --------------------------------------------------------------------------------------
+// ---- the operators that make such products ----------------------------------------------------------------------------------
 
 TEST(BiasProduct, OfALinearLayer) {
   Choices choices(2);
@@ -291,7 +291,7 @@ TEST(BiasProduct, IsFreeToThePlanner) {
 
 #if !defined(LATH_TESTS_ON_GPU)
 
-// ---- what is passed on ----------------------------------------------------------------------------------------------------------
+// ---- what is passed on ------------------------------------------------------------------------------------------------------
 
 TEST(BiasProduct, PassesTheAlignmentOfEachPointer) {
   for (int64_t shift = 0; shift < 5; ++shift) {
@@ -374,7 +374,7 @@ TEST(BiasProduct, PassesTheStreamAndAnAlignedPartOfTheWorkspace) {
   cudaStreamDestroy(stream);
 }
 
-// ---- when it cannot -------------------------------------------------------------------------------------------------------------
+// ---- when it cannot ---------------------------------------------------------------------------------------------------------
 
 class NextChoice {
  public:

@@ -2,9 +2,9 @@
 //
 // cublaslt.cc - a stand-in for cuBLASLt under its real name: one product, with or without a bias, column-major.
 //
-// The descriptors are the real ones, opaque structs of the toolkit's header; ours keep their fields inside. Attributes that lath does
-// not set are unknown here. The "kernel" that is chosen makes use of all that it was promised: it wants the operation, the layouts and
-// the alignments that it was chosen for, and writes the whole workspace. Sums are in double and rounded once.
+// The descriptors are the real ones, opaque structs of the toolkit's header; ours keep their fields inside. Attributes that lath
+// does not set are unknown here. The "kernel" that is chosen makes use of all that it was promised: it wants the operation, the
+// layouts and the alignments that it was chosen for, and writes the whole workspace. Sums are in double and rounded once.
 
 #include "cublaslt.h"
 
@@ -73,7 +73,7 @@ cublasStatus_t Take(T *field, const void *value, size_t size) {
   return CUBLAS_STATUS_SUCCESS;
 }
 
-// ---- what is refused ------------------------------------------------------------------------------------------------------------
+// ---- what is refused --------------------------------------------------------------------------------------------------------
 
 struct Problem {
   Operation operation;
@@ -128,7 +128,7 @@ uint32_t AlignmentOf(const void *data) {
   return bytes;
 }
 
-// ---- the product ----------------------------------------------------------------------------------------------------------------
+// ---- the product ------------------------------------------------------------------------------------------------------------
 
 void Compute(const Problem &p, float alpha, const void *a, const void *b, float beta, const void *c, void *d) {
   const int64_t m = static_cast<int64_t>(p.d.rows), n = static_cast<int64_t>(p.d.cols), depth = static_cast<int64_t>(Depth(p));
