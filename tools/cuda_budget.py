@@ -4,13 +4,13 @@
     python3 tools/cuda_budget.py            compares
     python3 tools/cuda_budget.py --write    rewrites the table
 
-A stack frame, a spill, a kernel of which no block fits and a table that changed are errors. The table has, for each kernel and
-architecture, registers and blocks of a multiprocessor, and the instructions that the kernel was written for, so that a
-change of any of them is seen and looked at. It was made by one version of nvcc: under another one, only the hard rules hold,
-and an instruction that is in the table must still occur.
+A stack frame, a spill, a kernel of which no block fits and a table that changed are errors. The table has, for each
+kernel and architecture, registers and blocks of a multiprocessor, and the instructions that the kernel was written for,
+so that a change of any of them is seen and looked at. It was made by one version of nvcc: under another one, only the
+hard rules hold, and an instruction that is in the table must still occur.
 
-Each file is compiled to PTX once, for the oldest architecture, and that is assembled for all of them. What is known of a
-file is kept under build/cuda-budget until something that it may include changes.
+Each file is compiled to PTX once, for the oldest architecture, and that is assembled for all of them. What is known of
+a file is kept under build/cuda-budget until something that it may include changes.
 """
 
 from __future__ import annotations
