@@ -15,7 +15,7 @@ struct lath_columns {
   int64_t rows, cols; /* column-major */
   int64_t ld;         /* of a single column it is ours to choose; it is checked all the same */
   cublasOperation_t op;
-  int apart; /* columns do not overlap; those of an expanded tensor, row stride 0, do, and the libraries have no such matrices */
+  int apart; /* columns do not overlap. Those of an expanded tensor, row stride 0, do, and the libraries refuse them. */
 };
 
 /* Of op(m) (rows, cols), row-major, where m is stored transposed or not. */

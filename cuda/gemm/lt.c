@@ -2,8 +2,8 @@
  * lt.c - one product with its bias by cuBLASLt.
  *
  * cuBLASLt is asked for a kernel at each call, as PyTorch does: it remembers the kernels of the last thousands of problems by
- * itself ("heuristics cache"), with everything that its choice depends on, and is safe on several threads. A second memory of ours
- * would have to know all of that too. The descriptors are plain host memory. */
+ * itself ("heuristics cache"), with everything that its choice depends on, and is safe on several threads. A second memory, of
+ * ours, would have to know all of that too. The descriptors are plain host memory. */
 #include "gemm/lt.h"
 
 #include "core/arena.h"

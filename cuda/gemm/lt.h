@@ -31,9 +31,9 @@ struct lath_lt_room {
 struct lath_lt_room lath_lt_take(struct lath_arena *arena, lath_dtype dtype, const void *bias, const void *other_bias,
                                  const struct lath_cuda *cuda, const struct lath_device *device);
 
-/* c = op(a) op(b) + bias of a product that has a bias and that cuBLAS would take (see lath_cuda_product), where all of it has one
- * type: F32 (in TF32 where the handle says so), F16 or BF16. Sums are in fp32. *done = 0: cuBLASLt is not there or has no kernel for
- * these operands, and nothing was enqueued. LATH_DEVICE_FAILED when it accepted the product and then failed. */
+/* c = op(a) op(b) + bias of a product that has a bias and that cuBLAS would take (see lath_cuda_product), where all of it has
+ * one type: F32 (in TF32 where the handle says so), F16 or BF16. Sums are in fp32. *done = 0: cuBLASLt is not there or has no
+ * kernel for these operands, and nothing was enqueued. LATH_DEVICE_FAILED when it accepted the product and then failed. */
 lath_status lath_lt_product(const struct lath_cuda_gemm *product, struct lath_cuda *cuda, int *done);
 
 #ifdef __cplusplus

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// test_products_bias.cc - products whose bias cuBLASLt adds: every type, odd sizes, strides and alignments; what is passed on to
-// it, and the way without it when it cannot. The tests of products and of low-rank layers run where there is no cuBLASLt.
+// test_products_bias.cc - products whose bias cuBLASLt adds: every type, odd sizes, strides and alignments; what is passed on
+// to it, and the way without it when it cannot. The tests of products and of low-rank layers run where there is no cuBLASLt.
 
 #include <algorithm>
 #include <memory>

@@ -23,20 +23,31 @@ struct Matrix {
 inline double Load(const Matrix &matrix, int64_t row, int64_t column) {
   const size_t i = static_cast<size_t>(row + column * matrix.ld);
   switch (matrix.type) {
-    case CUDA_R_64F: return static_cast<const double *>(matrix.data)[i];
-    case CUDA_R_16F: return __half2float(static_cast<const __half *>(matrix.data)[i]);
-    case CUDA_R_16BF: return __bfloat162float(static_cast<const __nv_bfloat16 *>(matrix.data)[i]);
-    default: return static_cast<const float *>(matrix.data)[i];
+    case CUDA_R_64F:
+      return static_cast<const double *>(matrix.data)[i];
+    case CUDA_R_16F:
+      return __half2float(static_cast<const __half *>(matrix.data)[i]);
+    case CUDA_R_16BF:
+      return __bfloat162float(static_cast<const __nv_bfloat16 *>(matrix.data)[i]);
+    default:
+      return static_cast<const float *>(matrix.data)[i];
   }
 }
 
 inline void Store(const Matrix &matrix, int64_t row, int64_t column, double value) {
   const size_t i = static_cast<size_t>(row + column * matrix.ld);
   switch (matrix.type) {
-    case CUDA_R_64F: static_cast<double *>(matrix.data)[i] = value; break;
-    case CUDA_R_16F: static_cast<__half *>(matrix.data)[i] = __float2half_rn(static_cast<float>(value)); break;
-    case CUDA_R_16BF: static_cast<__nv_bfloat16 *>(matrix.data)[i] = __float2bfloat16_rn(static_cast<float>(value)); break;
-    default: static_cast<float *>(matrix.data)[i] = static_cast<float>(value);
+    case CUDA_R_64F:
+      static_cast<double *>(matrix.data)[i] = value;
+      break;
+    case CUDA_R_16F:
+      static_cast<__half *>(matrix.data)[i] = __float2half_rn(static_cast<float>(value));
+      break;
+    case CUDA_R_16BF:
+      static_cast<__nv_bfloat16 *>(matrix.data)[i] = __float2bfloat16_rn(static_cast<float>(value));
+      break;
+    default:
+      static_cast<float *>(matrix.data)[i] = static_cast<float>(value);
   }
 }
 
