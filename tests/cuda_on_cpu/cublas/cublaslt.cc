@@ -3,8 +3,9 @@
 // cublaslt.cc - a stand-in for cuBLASLt under its real name: one product, with or without a bias, column-major.
 //
 // The descriptors are the real ones, opaque structs of the toolkit's header; ours keep their fields inside. Attributes that
-// lath does not set are unknown here. The "kernel" that is chosen makes use of all that it was promised: it wants the operation, the
-// layouts and the alignments that it was chosen for, and writes the whole workspace. Sums are in double and rounded once.
+// lath does not set are unknown here. The "kernel" that is chosen makes use of all that it was promised: it wants the
+// operation, the layouts and the alignments that it was chosen for, and writes the whole workspace. Sums are in double and
+// rounded once.
 
 #include "cublaslt.h"
 
