@@ -8,6 +8,8 @@
 #define MIN_TAPS_TO_SAVE 32
 #define PAIR_MIN_MACS (INT64_C(1) << 22)
 #define CHANNELS_TO_TURN 16
+#define FULL_VECTOR 16
+#define TINY_IMAGE 16
 
 /* One window of all channels of a group, for both stages. Without a window, rows between strides are not computed. */
 static int64_t factored_macs(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
@@ -30,19 +32,23 @@ static int dense_pays(const struct lath_lowrank_conv2d *a, const struct lath_con
   return factored_macs(a, s) / 10 * 11 > merged_macs(a, s);
 }
 
-/* What two library convolutions do better: bf16 on processors that multiply it, once the work outweighs two calls; and channels-last
- * images of too few channels to be turned. */
-static int pair_pays(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
+/* What two library convolutions do better: bf16 on processors that multiply it, once the work outweighs two calls; channels-last images of
+ * too few channels to be turned; and windows of the pointwise form whose rank fills vectors, if images are channels-last, or in training
+ * where they are tiny. */
+static int pair_pays(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s, int backward) {
   if (a->dtype == LATH_BF16) return lath_cpu_multiplies_bf16() && factored_macs(a, s) > PAIR_MIN_MACS;
-  return a->x.s_c == 1 && a->in > 1 && s->in < CHANNELS_TO_TURN;
+  const int channels_last = a->x.s_c == 1 && a->in > 1;
+  const int full_windows = a->form == LATH_POINTWISE && a->kernel_h * a->kernel_w > 1 && s->rank % FULL_VECTOR == 0;
+  if (channels_last) return s->in < CHANNELS_TO_TURN || full_windows;
+  return backward && full_windows && s->out_height * s->width <= TINY_IMAGE;
 }
 
-static lath_conv_kernel route(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
+static lath_conv_kernel route(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s, int backward) {
   if (a->dtype == LATH_F64) return LATH_CONV_PLAIN;
   if (dense_pays(a, s)) return LATH_CONV_MERGED;
   if (a->dtype == LATH_F32 && lath_conv_has_no_window(a) && a->groups == 1 && a->x.s_c == 1 && a->in > 1)
     return LATH_CONV_LINEAR;
-  return pair_pays(a, s) ? LATH_CONV_PAIR : LATH_CONV_FUSED;
+  return pair_pays(a, s, backward) ? LATH_CONV_PAIR : LATH_CONV_FUSED;
 }
 
 lath_status lath_lowrank_conv2d_plan(const struct lath_lowrank_conv2d *a, int backward, struct lath_conv_plan *plan) {
@@ -51,7 +57,7 @@ lath_status lath_lowrank_conv2d_plan(const struct lath_lowrank_conv2d *a, int ba
   LATH_TRY(lath_conv_shape(a, &s));
   LATH_TRY(lath_check_dtype(a->dtype));
   const int64_t passes = backward ? 2 : 1;
-  const lath_conv_kernel kernel = route(a, &s);
+  const lath_conv_kernel kernel = route(a, &s, backward);
   *plan = (struct lath_conv_plan){
       .kernel = kernel,
       .macs = passes * (kernel == LATH_CONV_MERGED ? merged_macs(a, &s) : factored_macs(a, &s)),
