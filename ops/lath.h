@@ -271,6 +271,60 @@ LATH_API lath_status lath_lowrank_conv2d_backward_workspace(const struct lath_lo
 LATH_API lath_status lath_lowrank_conv2d_backward(const struct lath_lowrank_conv2d *args, const struct lath_host *host);
 LATH_API lath_status lath_lowrank_conv2d_backward_ref(const struct lath_lowrank_conv2d *args);
 
+/* ---- low-rank LSTM ----------------------------------------------------------------------------------------------------------------------- */
+
+/* One layer in one direction, gates in the order i, f, g, o of torch.nn.LSTM:
+ *
+ *   a_t = u_in (v_in x_t) + bias_in + u (v h_before) + bias      i, f, o = sigmoid(a), g = tanh(a)
+ *   c_t = f c_before + i g                                       h_t = o tanh(c_t)
+ *
+ * A sequence of steps over a batch; with `batch_sizes`, packed as torch.nn.utils.rnn.PackedSequence: step t has batch_sizes[t] rows, no more
+ * than the step before it, and `batch` in the first. A *row* is one sample at one step: row (t, b) is number t batch + b, or, packed,
+ * batch_sizes[0] + ... + batch_sizes[t - 1] + b. */
+struct lath_lowrank_lstm {
+  lath_dtype dtype;             /* of every operand: F32, or F64 in plain loops */
+  lath_association association; /* of both pairs of factors; LATH_AUTO decides for each of them */
+  int64_t steps, batch, in, hidden;
+  int64_t in_rank, rank;      /* in_rank 0: the input weight is dense */
+  const int64_t *batch_sizes; /* (steps), in host memory; or NULL */
+  int reverse;                /* from the last step of each sample to the first */
+
+  const void *x; /* row (t, b) at t s_x_step + b s_x_row; packed: row number times s_x_row. As for y, dy and dx */
+  int64_t s_x_step, s_x_row;
+  const void *v_in;           /* (in_rank, in), contiguous as all weights; NULL if in_rank is 0 */
+  const void *u_in;           /* (4 hidden, in_rank), or (4 hidden, in) */
+  const void *v, *u;          /* (rank, hidden), (4 hidden, rank) */
+  const void *bias_in, *bias; /* (4 hidden), or NULL */
+  const void *h0, *c0;        /* (batch, hidden), or NULL: zeros */
+
+  void *y; /* h of every row, (rows, hidden). The backward reads it */
+  int64_t s_y_step, s_y_row;
+  void *hn, *cn; /* (batch, hidden): after the last step of each sample; forward only */
+  void *c;       /* (rows, hidden) contiguous: c of every row, all that the backward needs beside y. Forward: written when not NULL */
+
+  const void *dy; /* (rows, hidden), or NULL: zeros. Backward only, as all that follow */
+  int64_t s_dy_step, s_dy_row;
+  const void *dhn, *dcn; /* (batch, hidden), or NULL: zeros */
+  void *dx;              /* like x; NULL: skipped, like each gradient below */
+  int64_t s_dx_step, s_dx_row;
+  void *dv_in, *du_in, *dv, *du; /* like the weights */
+  void *d_bias;                  /* (4 hidden): of either bias */
+  void *dh0, *dc0;               /* (batch, hidden) */
+
+  void *workspace;
+  size_t workspace_bytes;
+};
+
+LATH_API lath_status lath_lowrank_lstm_workspace(const struct lath_lowrank_lstm *args, const struct lath_host *host,
+                                                 size_t *bytes);
+LATH_API lath_status lath_lowrank_lstm(const struct lath_lowrank_lstm *args, const struct lath_host *host);
+LATH_API lath_status lath_lowrank_lstm_ref(const struct lath_lowrank_lstm *args);
+
+LATH_API lath_status lath_lowrank_lstm_backward_workspace(const struct lath_lowrank_lstm *args, const struct lath_host *host,
+                                                          size_t *bytes);
+LATH_API lath_status lath_lowrank_lstm_backward(const struct lath_lowrank_lstm *args, const struct lath_host *host);
+LATH_API lath_status lath_lowrank_lstm_backward_ref(const struct lath_lowrank_lstm *args);
+
 /* ---- Frobenius decay: value = || u v ||_F^2 = < u^T u, v v^T > ------------------------------------------------------------------ */
 
 /* In Gram form: rank^2 (in + out) multiply-adds for the value and as many for the gradients; the (out, in) product is never

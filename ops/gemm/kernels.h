@@ -38,6 +38,24 @@ struct lath_tile {
   enum lath_start start;
 };
 
+/* From gates before their activation (rows 4 lanes apart): c = sigmoid(f) c + sigmoid(i) tanh(g), h = sigmoid(o) tanh(c), in place; both
+ * are also written elsewhere, if wanted. */
+struct lath_lstm_cells {
+  float *c, *h; /* (m, n), rows `stride` apart */
+  int64_t stride;
+  float *c_out, *h_out; /* or NULL */
+  int64_t s_c_out, s_h_out;
+};
+
+/* From gates after their activation to the gradients of what they were before, in place, and from dc, what later cells have added to the
+ * gradient of c, to the same for the cell before. */
+struct lath_lstm_cells_back {
+  const float *dh, *c, *c_before; /* (m, n); c_before NULL: zeros */
+  int64_t s_dh, s_c, s_c_before;
+  float *dc;
+  int64_t s_dc;
+};
+
 typedef void (*lath_panel_fn)(const struct lath_tile *tile);
 
 enum { LATH_A_ROWS = 0, LATH_A_COLUMNS = 1, LATH_B_LISTED = 2, LATH_PANEL_KINDS };
@@ -84,6 +102,11 @@ struct lath_kernels {
 
   void (*add_rows)(int64_t m, int64_t n, const float *a, int64_t s_a, float *sum);    /* sum[j] += a[0][j] + a[1][j] + ... */
   void (*add_columns)(int64_t m, int64_t n, const float *a, int64_t s_a, float *sum); /* sum[i] += a[i][0] + a[i][1] + ... */
+
+  /* The cells of an LSTM, m rows of n <= lanes units at a time. Gates come in vectors i, f, g, o of `lanes` units each. */
+  void (*lstm_cells)(int64_t m, int64_t n, const float *gates, const struct lath_lstm_cells *cells);
+  void (*lstm_gates)(int64_t m, float *gates, int64_t s_gates); /* applies sigmoid to i, f, o and tanh to g */
+  void (*lstm_cells_back)(int64_t m, int64_t n, float *gates, int64_t s_gates, const struct lath_lstm_cells_back *cells);
 };
 
 extern const struct lath_kernels lath_kernels_generic;

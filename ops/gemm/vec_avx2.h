@@ -27,6 +27,21 @@ static inline void v_store(float *p, vec a) { _mm256_storeu_ps(p, a); }
 static inline void v_store_n(float *p, vec a, int64_t n) { _mm256_maskstore_ps(p, v_mask(n), a); } /* n >= 1 */
 static inline vec v_add(vec a, vec b) { return _mm256_add_ps(a, b); }
 static inline vec v_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); } /* a b + c */
+static inline vec v_sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
+static inline vec v_mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
+static inline vec v_div(vec a, vec b) { return _mm256_div_ps(a, b); }
+static inline vec v_min(vec a, vec b) { return _mm256_min_ps(a, b); } /* a < b ? a : b, so b if either is NaN */
+static inline vec v_max(vec a, vec b) { return _mm256_max_ps(a, b); } /* a > b ? a : b */
+static inline vec v_abs(vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.f), a); }
+static inline vec v_sign_of(vec a, vec sign) { /* a >= 0 with the sign of the other */
+  return _mm256_or_ps(a, _mm256_and_ps(sign, _mm256_set1_ps(-0.f)));
+}
+static inline vec v_if_less(vec a, vec b, vec yes, vec no) { /* a < b ? yes : no */
+  return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+static inline vec v_power_of_2(vec shifted) { /* 2^n from n + 1.5 2^23, n from -126 to 127 */
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23), _mm256_set1_epi32(127 << 23)));
+}
 
 /* out[0..3] = the sums of the lanes of a, b, c, d. */
 static inline void v_sum4(float *out, vec a, vec b, vec c, vec d) {

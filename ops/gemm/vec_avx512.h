@@ -27,6 +27,21 @@ static inline void v_store(float *p, vec a) { _mm512_storeu_ps(p, a); }
 static inline void v_store_n(float *p, vec a, int64_t n) { _mm512_mask_storeu_ps(p, v_mask(n), a); } /* n >= 1 */
 static inline vec v_add(vec a, vec b) { return _mm512_add_ps(a, b); }
 static inline vec v_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); } /* a b + c */
+static inline vec v_sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
+static inline vec v_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
+static inline vec v_div(vec a, vec b) { return _mm512_div_ps(a, b); }
+static inline vec v_min(vec a, vec b) { return _mm512_min_ps(a, b); } /* a < b ? a : b, so b if either is NaN */
+static inline vec v_max(vec a, vec b) { return _mm512_max_ps(a, b); } /* a > b ? a : b */
+static inline vec v_abs(vec a) { return _mm512_abs_ps(a); }
+static inline vec v_sign_of(vec a, vec sign) { /* a >= 0 with the sign of the other */
+  return _mm512_or_ps(a, _mm512_and_ps(sign, _mm512_set1_ps(-0.f)));
+}
+static inline vec v_if_less(vec a, vec b, vec yes, vec no) { /* a < b ? yes : no */
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
+}
+static inline vec v_power_of_2(vec shifted) { /* 2^n from n + 1.5 2^23, n from -126 to 127 */
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23), _mm512_set1_epi32(127 << 23)));
+}
 
 /* out[0..3] = the sums of the lanes of a, b, c, d. */
 static inline void v_sum4(float *out, vec a, vec b, vec c, vec d) {

@@ -35,6 +35,18 @@ static inline void v_store_n(float *p, vec a, int64_t n) { /* n >= 1 */
 }
 static inline vec v_add(vec a, vec b) { return a + b; }
 static inline vec v_fma(vec a, vec b, vec c) { return a * b + c; }
+static inline vec v_sub(vec a, vec b) { return a - b; }
+static inline vec v_mul(vec a, vec b) { return a * b; }
+static inline vec v_div(vec a, vec b) { return a / b; }
+
+typedef uint32_t v_bits __attribute__((vector_size(16)));
+static inline vec v_select(v_bits where, vec yes, vec no) { return (vec)(((v_bits)yes & where) | ((v_bits)no & ~where)); }
+static inline vec v_if_less(vec a, vec b, vec yes, vec no) { return v_select((v_bits)(a < b), yes, no); } /* a < b ? yes : no */
+static inline vec v_min(vec a, vec b) { return v_if_less(a, b, a, b); } /* b if either is NaN */
+static inline vec v_max(vec a, vec b) { return v_if_less(b, a, a, b); }
+static inline vec v_abs(vec a) { return (vec)((v_bits)a & 0x7fffffffu); }
+static inline vec v_sign_of(vec a, vec sign) { return (vec)((v_bits)a | ((v_bits)sign & 0x80000000u)); } /* a >= 0 */
+static inline vec v_power_of_2(vec shifted) { return (vec)(((v_bits)shifted << 23) + (127u << 23)); } /* 2^n from n + 1.5 2^23 */
 
 static inline float v_sum(vec a) { return (a[0] + a[1]) + (a[2] + a[3]); }
 static inline void v_sum4(float *out, vec a, vec b, vec c, vec d) {

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * lstm.h - inside the library: what the files of the low-rank LSTM share.
+ *
+ * The gates of a row are one product: a = [r | s] w^T + bias, where r is v h_before or, merged, h_before itself, s is v_in x or x, and w
+ * has the columns of both. So neither part is ever written out to 4 hidden numbers a row. Rows of w are *interleaved*: group by group of
+ * `lanes` units, first their i, then f, g and o, so that a tile of the product holds whole cells. */
+#ifndef LATH_LOWRANK_LSTM_H
+#define LATH_LOWRANK_LSTM_H
+
+#include "core/arena.h"
+#include "gemm/gemm.h"
+#include "lath.h"
+
+lath_status lath_lstm_check_forward(const struct lath_lowrank_lstm *args);
+lath_status lath_lstm_check_backward(const struct lath_lowrank_lstm *args);
+
+/* Workspace of the `_ref` twins; every query answers at least this. */
+size_t lath_lstm_reference_bytes(const struct lath_lowrank_lstm *args);
+
+/* ---- rows ------------------------------------------------------------------------------------------------------------------------------ */
+
+static inline int64_t lath_lstm_rows(const struct lath_lowrank_lstm *a, int64_t t) {
+  return a->batch_sizes ? a->batch_sizes[t] : a->batch;
+}
+
+/* Where the rows of a step begin, in elements: `row` is the number of its first row. */
+static inline int64_t lath_lstm_at(const struct lath_lowrank_lstm *a, int64_t t, int64_t row, int64_t s_step, int64_t s_row) {
+  return a->batch_sizes ? row * s_row : t * s_step;
+}
+
+/* ---- weights (lstm_weights.c) ---------------------------------------------------------------------------------------------------------- */
+
+/* One of the two parts, of h or of x. */
+struct lath_lstm_part {
+  int64_t from, width;       /* numbers that come in, and columns of [r | s] */
+  int64_t column;            /* the first of these */
+  int factored;              /* first with v, then u; else with the dense weight u or u v */
+  const float *v, *u;        /* (rank, from), (4 hidden, rank); dense as given: v NULL */
+  int64_t rank;              /* of the factors as given; 0: dense as given */
+  float *merged;             /* (4 hidden, from): u v, if factors are given but not used */
+  struct lath_panels panels; /* of v, for h v^T; if factored */
+  struct lath_gemm merge;    /* forms `merged` */
+};
+
+struct lath_lstm_weights {
+  const struct lath_lowrank_lstm *a;
+  const struct lath_kernels *kernels;
+  int64_t groups, gates, columns;     /* of units; 4 lanes groups; width of [r | s] */
+  struct lath_lstm_part hidden, input;
+  float *interleaved, *bias;          /* (gates, columns), (gates) */
+  struct lath_panels panels;          /* of w^T, one group wide each */
+};
+
+void lath_lstm_weights_take(struct lath_lstm_weights *weights, const struct lath_lowrank_lstm *args, const struct lath_host *host,
+                            struct lath_arena *arena);
+lath_status lath_lstm_weights_fill(struct lath_lstm_weights *weights, const struct lath_host *host);
+
+/* [r | s], rows `columns` floats apart, of m rows of h or x with the given distance. */
+void lath_lstm_part_fill(const struct lath_lstm_weights *weights, const struct lath_lstm_part *part, int64_t m, const float *from,
+                         int64_t s_from, float *a, float *scratch);
+
+static inline int64_t lath_lstm_smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t lath_lstm_larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+#endif
