@@ -42,6 +42,9 @@ struct lath_lstm_part {
   struct lath_gemm merge;    /* forms `merged` */
 };
 
+/* Whether factors are given, and their product is used. */
+static inline int lath_lstm_is_merged(const struct lath_lstm_part *p) { return p->rank > 0 && !p->factored; }
+
 struct lath_lstm_weights {
   const struct lath_lowrank_lstm *a;
   const struct lath_kernels *kernels;
@@ -54,6 +57,12 @@ struct lath_lstm_weights {
 void lath_lstm_weights_take(struct lath_lstm_weights *weights, const struct lath_lowrank_lstm *args, const struct lath_host *host,
                             struct lath_arena *arena);
 lath_status lath_lstm_weights_fill(struct lath_lstm_weights *weights, const struct lath_host *host);
+
+/* Row of the interleaved weight that holds gate `gate` of a unit. */
+static inline int64_t lath_lstm_interleaved(const struct lath_lstm_weights *w, int64_t gate, int64_t unit) {
+  const int64_t lanes = w->kernels->lanes;
+  return (unit / lanes * 4 + gate) * lanes + unit % lanes;
+}
 
 /* [r | s], rows `columns` floats apart, of m rows of h or x with the given distance. */
 void lath_lstm_part_fill(const struct lath_lstm_weights *weights, const struct lath_lstm_part *part, int64_t m, const float *from,

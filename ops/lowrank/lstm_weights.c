@@ -18,7 +18,7 @@ static void take_part(struct lath_lstm_part *p, const struct lath_lstm_weights *
   p->factored = is_factored(w->a, p->from, p->rank);
   p->width = p->factored ? p->rank : p->from;
   if (p->factored) p->panels = lath_panels_take(w->kernels, arena, p->rank, p->from);
-  if (p->factored || p->rank == 0) return;
+  if (!lath_lstm_is_merged(p)) return;
   p->merged = lath_take(arena, gates, p->from);
   p->merge = (struct lath_gemm){.m = gates, .n = p->from, .k = p->rank};
   struct lath_arena rest = *arena;
@@ -43,17 +43,11 @@ void lath_lstm_weights_take(struct lath_lstm_weights *w, const struct lath_lowra
   w->panels.packed = lath_take(arena, w->gates, w->columns);
 }
 
-/* Row of the interleaved weight that holds gate `gate` of a unit. */
-static int64_t row_of(const struct lath_lstm_weights *w, int64_t gate, int64_t unit) {
-  const int64_t lanes = w->kernels->lanes;
-  return (unit / lanes * 4 + gate) * lanes + unit % lanes;
-}
-
 static void interleave(const struct lath_lstm_weights *w, const struct lath_lstm_part *p) {
-  const float *from = p->merged ? p->merged : p->u;
+  const float *from = lath_lstm_is_merged(p) ? p->merged : p->u;
   for (int64_t gate = 0; gate < 4; gate++)
     for (int64_t unit = 0; unit < w->a->hidden; unit++)
-      memcpy(w->interleaved + row_of(w, gate, unit) * w->columns + p->column, from + (gate * w->a->hidden + unit) * p->width,
+      memcpy(w->interleaved + lath_lstm_interleaved(w, gate, unit) * w->columns + p->column, from + (gate * w->a->hidden + unit) * p->width,
              (size_t)p->width * sizeof(float));
 }
 
@@ -63,14 +57,14 @@ static void interleave_bias(const struct lath_lstm_weights *w) {
   for (int64_t gate = 0; gate < 4; gate++)
     for (int64_t unit = 0; unit < w->a->hidden; unit++) {
       const int64_t at = gate * w->a->hidden + unit;
-      w->bias[row_of(w, gate, unit)] = (one ? one[at] : 0.f) + (other ? other[at] : 0.f);
+      w->bias[lath_lstm_interleaved(w, gate, unit)] = (one ? one[at] : 0.f) + (other ? other[at] : 0.f);
     }
 }
 
 static lath_status fill_part(struct lath_lstm_weights *w, struct lath_lstm_part *p, const struct lath_host *host) {
   if (p->factored)
     lath_pack(w->kernels, &p->panels, 0, lath_panels_count(&p->panels), p->v, p->from, 1);
-  if (p->merged) {
+  if (lath_lstm_is_merged(p)) {
     p->merge.a = p->u, p->merge.s_a = p->rank;
     p->merge.b = p->v, p->merge.s_b = p->from;
     p->merge.c = p->merged, p->merge.s_c = p->from;

@@ -1,0 +1,394 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * lstm_backward.c - the gradients of a low-rank LSTM, from h and c of every row.
+ *
+ * Nothing but h and c is kept from the forward: all h are known, so the gates of a *chunk* of steps are formed again as one product. Then
+ * step by step, backwards:
+ *
+ *   da                         gradients of the gates before their activation, from the gates, c and the gradients of h and c
+ *   [dr | ds] = da w           gradients of [r | s]
+ *   dh = dr v                  of the step before; dr itself where the weight is merged
+ *
+ * and per chunk, as products over all of its rows, dw += da^T [r | s], dv += dr^T h_before, dv_in += ds^T x.
+ *
+ * The batch is cut into blocks of rows whose number follows from its size alone, each with sums of its own, which are added up in their
+ * order: results do not depend on the number of threads. */
+#include <string.h>
+
+#include "core/check.h"
+#include "core/host.h"
+#include "lowrank/lstm.h"
+
+#define MANY_ROWS 128
+#define BLOCK_ROWS 64  /* of a batch of MANY_ROWS and more */
+#define FEW_ROWS 16    /* a smaller batch is two blocks, but for one of fewer rows than this */
+#define CHUNK_ROWS 128 /* of a chunk, in whole steps: products over few rows spend their time on their sums */
+
+/* A pair of factors that was merged: from dw, the gradient of the dense weight, to theirs. */
+struct unmerge {
+  float *dw; /* (4 hidden, from) */
+  struct lath_gemm u, v;
+};
+
+struct backward {
+  const struct lath_lowrank_lstm *a;
+  struct lath_lstm_weights w;
+  int64_t blocks, block_rows, chunk, workers;     /* blocks of rows; rows of the largest; steps in a chunk */
+  struct lath_panels back, v_back, v_in_back;     /* of w, v, v_in: for da w, dr v, ds v_in */
+  float *dw, *d_bias, *dv, *dv_in;                /* per block: (gates, columns), (gates), (rank, hidden), (in_rank, in) */
+  int64_t dw_size, dv_size, dv_in_size;
+  float *dh, *dc;                                 /* (batch, hidden): of the state */
+  float *rows, *d_rows, *gates, *h, *c, *x, *dh_step, *scratch; /* per worker; all but the last two of the rows of a chunk */
+  int64_t rows_size, gates_size, h_size, x_size, dh_size, scratch_size;
+  struct unmerge hidden, input;
+};
+
+/* ---- sizes ------------------------------------------------------------------------------------------------------------------------------- */
+
+static void set_blocks(struct backward *b) {
+  const int64_t batch = b->a->batch;
+  b->blocks = batch >= MANY_ROWS ? (batch + BLOCK_ROWS - 1) / BLOCK_ROWS : batch >= FEW_ROWS ? 2 : 1;
+  b->block_rows = (batch + b->blocks - 1) / b->blocks;
+  b->chunk = lath_lstm_larger(1, lath_lstm_smaller(b->a->steps, CHUNK_ROWS / lath_lstm_larger(1, b->block_rows)));
+}
+
+static void take_unmerge(struct unmerge *m, const struct lath_lstm_part *p, int64_t gates, const struct lath_host *host,
+                         struct lath_arena *arena) {
+  if (!lath_lstm_is_merged(p)) return;
+  m->dw = lath_take(arena, gates, p->from);
+  m->u = (struct lath_gemm){.m = gates, .n = p->rank, .k = p->from, .b_transposed = 1};
+  m->v = (struct lath_gemm){.m = p->rank, .n = p->from, .k = gates, .a_order = LATH_A_COLUMNS};
+  struct lath_arena one = *arena, other = *arena;
+  lath_gemm_take(&m->u, host, &one);
+  lath_gemm_take(&m->v, host, &other);
+  lath_arena_cover(arena, &one);
+  lath_arena_cover(arena, &other);
+}
+
+static void take_sums(struct backward *b, struct lath_arena *arena) {
+  const struct lath_lstm_weights *w = &b->w;
+  b->dw_size = w->gates * w->columns;
+  b->dv_size = w->hidden.factored ? w->hidden.rank * w->hidden.from : 0;
+  b->dv_in_size = w->input.factored ? w->input.rank * w->input.from : 0;
+  b->dw = lath_take(arena, b->blocks, b->dw_size);
+  b->d_bias = lath_take(arena, b->blocks, w->gates);
+  b->dv = lath_take(arena, b->blocks, b->dv_size);
+  b->dv_in = lath_take(arena, b->blocks, b->dv_in_size);
+}
+
+static void take_worker_buffers(struct backward *b, struct lath_arena *arena) {
+  const int64_t rows = b->chunk * b->block_rows;
+  b->rows_size = rows * b->w.columns;
+  b->gates_size = rows * b->w.gates;
+  b->h_size = rows * b->a->hidden;
+  b->x_size = rows * b->a->in;
+  b->dh_size = b->block_rows * b->a->hidden;
+  b->scratch_size = lath_product_scratch(b->w.kernels);
+  b->rows = lath_take(arena, b->workers, b->rows_size);
+  b->d_rows = lath_take(arena, b->workers, b->rows_size);
+  b->gates = lath_take(arena, b->workers, b->gates_size);
+  b->h = lath_take(arena, b->workers, b->h_size);
+  b->c = lath_take(arena, b->workers, b->h_size);
+  b->x = lath_take(arena, b->workers, b->x_size);
+  b->dh_step = lath_take(arena, b->workers, b->dh_size);
+  b->scratch = lath_take(arena, b->workers, b->scratch_size);
+}
+
+static void take(struct backward *b, const struct lath_lowrank_lstm *a, const struct lath_host *host, struct lath_arena *arena) {
+  struct lath_lstm_weights *w = &b->w;
+  b->a = a;
+  lath_lstm_weights_take(w, a, host, arena);
+  set_blocks(b);
+  b->workers = lath_lstm_smaller(lath_host_workers(host, a->steps * a->batch * w->gates * w->columns), b->blocks);
+  b->back = lath_panels_take(w->kernels, arena, w->columns, w->gates);
+  if (w->hidden.factored) b->v_back = lath_panels_take(w->kernels, arena, a->hidden, a->rank);
+  if (w->input.factored) b->v_in_back = lath_panels_take(w->kernels, arena, a->in, a->in_rank);
+  take_sums(b, arena);
+  b->dh = a->dh0 ? a->dh0 : lath_take(arena, a->batch, a->hidden);
+  b->dc = a->dc0 ? a->dc0 : lath_take(arena, a->batch, a->hidden);
+  take_worker_buffers(b, arena);
+  take_unmerge(&b->hidden, &w->hidden, 4 * a->hidden, host, arena);
+  take_unmerge(&b->input, &w->input, 4 * a->hidden, host, arena);
+}
+
+/* ---- one chunk of steps of one block of rows ------------------------------------------------------------------------------------------------ */
+
+/* Samples [from, from + m) at step t, whose rows begin at number `row`; in the buffers of the chunk from row `at` on. */
+struct step {
+  int64_t t, row, m, at;
+};
+
+struct chunk {
+  const struct backward *b;
+  int64_t block, from, to; /* samples */
+  int64_t rows;            /* in the buffers */
+  float *rows_of, *d_rows, *gates, *h, *c, *x, *dh_step, *scratch;
+};
+
+static void copy_rows(int64_t m, int64_t n, const float *from, int64_t s_from, float *to, int64_t s_to) {
+  for (int64_t r = 0; r < m; r++) memcpy(to + r * s_to, from + r * s_from, (size_t)n * sizeof(float));
+}
+
+/* Samples [b, b + m) of an initial state or of a gradient that may be absent. */
+static void copy_state(const float *state, int64_t b, int64_t m, int64_t n, float *to) {
+  if (state)
+    memcpy(to, state + b * n, (size_t)(m * n) * sizeof(float));
+  else
+    memset(to, 0, (size_t)(m * n) * sizeof(float));
+}
+
+/* h and c before the step, and x. Samples that begin with this step have their initial state. */
+static void gather_step(const struct chunk *k, const struct step *s) {
+  const struct lath_lowrank_lstm *a = k->b->a;
+  const int64_t h = a->hidden, t = a->reverse ? s->t + 1 : s->t - 1;
+  const int64_t before = t >= 0 && t < a->steps ? lath_lstm_rows(a, t) : 0;
+  const int64_t row = a->reverse ? s->row + lath_lstm_rows(a, s->t) : s->row - before;
+  const int64_t old = lath_lstm_larger(0, lath_lstm_smaller(s->m, before - k->from));
+  float *to_h = k->h + s->at * h, *to_c = k->c + s->at * h;
+  if (old > 0) {
+    const float *y = (const float *)a->y + lath_lstm_at(a, t, row, a->s_y_step, a->s_y_row) + k->from * a->s_y_row;
+    copy_rows(old, h, y, a->s_y_row, to_h, h);
+    memcpy(to_c, (const float *)a->c + (row + k->from) * h, (size_t)(old * h) * sizeof(float));
+  }
+  copy_state(a->h0, k->from + old, s->m - old, h, to_h + old * h);
+  copy_state(a->c0, k->from + old, s->m - old, h, to_c + old * h);
+  copy_rows(s->m, a->in,
+            (const float *)a->x + lath_lstm_at(a, s->t, s->row, a->s_x_step, a->s_x_row) + k->from * a->s_x_row, a->s_x_row,
+            k->x + s->at * a->in, a->in);
+}
+
+/* [r | s] and the gates of all rows of the chunk. */
+static void form_gates(const struct chunk *k) {
+  const struct lath_lstm_weights *w = &k->b->w;
+  const struct lath_lowrank_lstm *a = k->b->a;
+  lath_lstm_part_fill(w, &w->hidden, k->rows, k->h, a->hidden, k->rows_of, k->scratch);
+  lath_lstm_part_fill(w, &w->input, k->rows, k->x, a->in, k->rows_of, k->scratch);
+  const struct lath_product product = {.m = k->rows,
+                                       .a = k->rows_of,
+                                       .s_a = w->columns,
+                                       .b = &w->panels,
+                                       .bias = w->bias,
+                                       .c = k->gates,
+                                       .s_c = w->gates,
+                                       .scratch = k->scratch};
+  lath_multiply(w->kernels, &product);
+  for (int64_t group = 0; group < w->groups; group++)
+    w->kernels->lstm_gates(k->rows, k->gates + group * w->panels.width, w->gates);
+}
+
+/* dh_step = what later steps and y itself ask of h. */
+static void form_dh(const struct chunk *k, const struct step *s) {
+  const struct lath_lowrank_lstm *a = k->b->a;
+  const int64_t h = a->hidden;
+  memcpy(k->dh_step, k->b->dh + k->from * h, (size_t)(s->m * h) * sizeof(float));
+  if (!a->dy) return;
+  const float *dy = (const float *)a->dy + lath_lstm_at(a, s->t, s->row, a->s_dy_step, a->s_dy_row) + k->from * a->s_dy_row;
+  for (int64_t r = 0; r < s->m; r++) k->b->w.kernels->add_rows(1, h, dy + r * a->s_dy_row, h, k->dh_step + r * h);
+}
+
+static void multiply(const struct chunk *k, int64_t m, const float *from, int64_t s_from, const struct lath_panels *by, float *to,
+                     int64_t s_to) {
+  const struct lath_product product = {
+      .m = m, .a = from, .s_a = s_from, .b = by, .c = to, .s_c = s_to, .scratch = k->scratch};
+  lath_multiply(k->b->w.kernels, &product);
+}
+
+/* From the gates of a step to da in their place, and on to [dr | ds] and the gradient of the h before. */
+static void step_back(const struct chunk *k, const struct step *s) {
+  const struct backward *b = k->b;
+  const struct lath_lstm_weights *w = &b->w;
+  const int64_t h = b->a->hidden, lanes = w->kernels->lanes;
+  float *gates = k->gates + s->at * w->gates, *d_rows = k->d_rows + s->at * w->columns, *dh = b->dh + k->from * h;
+  form_dh(k, s);
+  for (int64_t group = 0; group < w->groups; group++) {
+    const int64_t unit = group * lanes;
+    const struct lath_lstm_cells_back cells = {.dh = k->dh_step + unit,
+                                               .c = (const float *)b->a->c + (s->row + k->from) * h + unit,
+                                               .c_before = k->c + s->at * h + unit,
+                                               .s_dh = h,
+                                               .s_c = h,
+                                               .s_c_before = h,
+                                               .dc = b->dc + k->from * h + unit,
+                                               .s_dc = h};
+    w->kernels->lstm_cells_back(s->m, lath_lstm_smaller(lanes, h - unit), gates + group * w->panels.width, w->gates, &cells);
+  }
+  multiply(k, s->m, gates, w->gates, &b->back, d_rows, w->columns);
+  if (w->hidden.factored)
+    multiply(k, s->m, d_rows, w->columns, &b->v_back, dh, h);
+  else
+    copy_rows(s->m, h, d_rows, w->columns, dh, h);
+}
+
+static void write_dx(const struct chunk *k, const struct step *s) {
+  const struct lath_lowrank_lstm *a = k->b->a;
+  const struct lath_lstm_weights *w = &k->b->w;
+  const float *ds = k->d_rows + s->at * w->columns + w->input.column;
+  float *dx = (float *)a->dx + lath_lstm_at(a, s->t, s->row, a->s_dx_step, a->s_dx_row) + k->from * a->s_dx_row;
+  if (w->input.factored)
+    multiply(k, s->m, ds, w->columns, &k->b->v_in_back, dx, a->s_dx_row);
+  else
+    copy_rows(s->m, a->in, ds, w->columns, dx, a->s_dx_row);
+}
+
+/* sums (m, n) += a^T b over the rows of the chunk. */
+static void add_product(const struct chunk *k, int64_t m, const float *a, int64_t s_a, int64_t n, const float *b, int64_t s_b,
+                        float *sums) {
+  const struct lath_panels panels = lath_panels_in_place(k->b->w.kernels, n, k->rows, b, s_b);
+  const struct lath_product product = {.m = m,
+                                       .a = a,
+                                       .s_a = s_a,
+                                       .a_order = LATH_A_COLUMNS,
+                                       .b = &panels,
+                                       .start = LATH_START_C,
+                                       .c = sums,
+                                       .s_c = n,
+                                       .scratch = k->scratch};
+  lath_multiply(k->b->w.kernels, &product);
+}
+
+static void add_sums(const struct chunk *k) {
+  const struct backward *b = k->b;
+  const struct lath_lstm_weights *w = &b->w;
+  const struct lath_lowrank_lstm *a = b->a;
+  if (a->du || a->du_in || lath_lstm_is_merged(&w->hidden) || lath_lstm_is_merged(&w->input))
+    add_product(k, w->gates, k->gates, w->gates, w->columns, k->rows_of, w->columns, b->dw + k->block * b->dw_size);
+  if (a->d_bias) w->kernels->add_rows(k->rows, w->gates, k->gates, w->gates, b->d_bias + k->block * w->gates);
+  if (a->dv && w->hidden.factored)
+    add_product(k, a->rank, k->d_rows, w->columns, a->hidden, k->h, a->hidden, b->dv + k->block * b->dv_size);
+  if (a->dv_in && w->input.factored)
+    add_product(k, a->in_rank, k->d_rows + w->input.column, w->columns, a->in, k->x, a->in, b->dv_in + k->block * b->dv_in_size);
+}
+
+static void run_chunk(struct chunk *k, const struct step *steps, int64_t count) {
+  for (int64_t i = 0; i < count; i++) gather_step(k, &steps[i]);
+  form_gates(k);
+  for (int64_t i = 0; i < count; i++) step_back(k, &steps[i]);
+  for (int64_t i = 0; k->b->a->dx && i < count; i++) write_dx(k, &steps[i]);
+  add_sums(k);
+}
+
+/* ---- blocks of rows --------------------------------------------------------------------------------------------------------------------------- */
+
+static void run_block(struct chunk *k) {
+  const struct backward *b = k->b;
+  const struct lath_lowrank_lstm *a = b->a;
+  struct step steps[CHUNK_ROWS];
+  int64_t count = 0, row = 0;
+  k->rows = 0;
+  for (int64_t t = 0; !a->reverse && t < a->steps; t++) row += lath_lstm_rows(a, t);
+  for (int64_t i = 0; i < a->steps; i++) {
+    const int64_t t = a->reverse ? i : a->steps - 1 - i, rows = lath_lstm_rows(a, t);
+    if (!a->reverse) row -= rows;
+    const int64_t m = lath_lstm_smaller(rows, k->to) - k->from;
+    if (m > 0) {
+      steps[count++] = (struct step){.t = t, .row = row, .m = m, .at = k->rows};
+      k->rows += m;
+    }
+    if (count == b->chunk || (i + 1 == a->steps && count > 0)) {
+      run_chunk(k, steps, count);
+      count = 0, k->rows = 0;
+    }
+    if (a->reverse) row += rows;
+  }
+}
+
+static void share_blocks(void *arg, int64_t begin, int64_t end) {
+  const struct backward *b = arg;
+  const struct lath_lowrank_lstm *a = b->a;
+  for (int64_t w = begin; w < end; w++) {
+    struct chunk k = {.b = b,
+                      .rows_of = b->rows + w * b->rows_size,
+                      .d_rows = b->d_rows + w * b->rows_size,
+                      .gates = b->gates + w * b->gates_size,
+                      .h = b->h + w * b->h_size,
+                      .c = b->c + w * b->h_size,
+                      .x = b->x + w * b->x_size,
+                      .dh_step = b->dh_step + w * b->dh_size,
+                      .scratch = b->scratch + w * b->scratch_size};
+    for (k.block = b->blocks * w / b->workers; k.block < b->blocks * (w + 1) / b->workers; k.block++) {
+      k.from = a->batch * k.block / b->blocks, k.to = a->batch * (k.block + 1) / b->blocks;
+      memset(b->dw + k.block * b->dw_size, 0, (size_t)b->dw_size * sizeof(float));
+      memset(b->d_bias + k.block * b->w.gates, 0, (size_t)b->w.gates * sizeof(float));
+      memset(b->dv + k.block * b->dv_size, 0, (size_t)b->dv_size * sizeof(float));
+      memset(b->dv_in + k.block * b->dv_in_size, 0, (size_t)b->dv_in_size * sizeof(float));
+      copy_state(a->dhn, k.from, k.to - k.from, a->hidden, b->dh + k.from * a->hidden);
+      copy_state(a->dcn, k.from, k.to - k.from, a->hidden, b->dc + k.from * a->hidden);
+      run_block(&k);
+    }
+  }
+}
+
+/* ---- from sums to gradients ------------------------------------------------------------------------------------------------------------------- */
+
+/* The first block's sums += those of the others, in their order. */
+static void add_blocks(const struct backward *b, float *sums, int64_t size) {
+  if (b->blocks > 1) b->w.kernels->add_rows(b->blocks - 1, size, sums + size, size, sums);
+}
+
+static void write_bias(const struct backward *b) {
+  const struct lath_lstm_weights *w = &b->w;
+  const int64_t h = b->a->hidden;
+  for (int64_t i = 0; i < 4 * h; i++) ((float *)b->a->d_bias)[i] = b->d_bias[lath_lstm_interleaved(w, i / h, i % h)];
+}
+
+/* The columns of a part of dw, (4 hidden, width), in the order of the weight. */
+static void write_part(const struct backward *b, const struct lath_lstm_part *p, float *to) {
+  const struct lath_lstm_weights *w = &b->w;
+  const int64_t h = b->a->hidden;
+  for (int64_t i = 0; i < 4 * h; i++)
+    memcpy(to + i * p->width, b->dw + lath_lstm_interleaved(w, i / h, i % h) * w->columns + p->column,
+           (size_t)p->width * sizeof(float));
+}
+
+/* The gradients of one pair of weights. */
+static lath_status write_pair(const struct backward *b, const struct lath_lstm_part *p, struct unmerge *m, const float *dv_sums, float *du,
+                              float *dv, const struct lath_host *host) {
+  if (!lath_lstm_is_merged(p)) {
+    if (du) write_part(b, p, du);
+    if (dv) memcpy(dv, dv_sums, (size_t)(p->rank * p->from) * sizeof(float));
+    return LATH_OK;
+  }
+  write_part(b, p, m->dw);
+  m->u.a = m->dw, m->u.s_a = p->from, m->u.b = p->v, m->u.s_b = p->from, m->u.c = du, m->u.s_c = p->rank;
+  m->v.a = p->u, m->v.s_a = p->rank, m->v.b = m->dw, m->v.s_b = p->from, m->v.c = dv, m->v.s_c = p->from;
+  if (du) LATH_TRY(lath_gemm_run(&m->u, host));
+  return dv ? lath_gemm_run(&m->v, host) : LATH_OK;
+}
+
+static lath_status run(struct backward *b, const struct lath_host *host) {
+  const struct lath_lowrank_lstm *a = b->a;
+  const struct lath_lstm_weights *w = &b->w;
+  LATH_TRY(lath_lstm_weights_fill(&b->w, host));
+  lath_pack(w->kernels, &b->back, 0, lath_panels_count(&b->back), w->interleaved, w->columns, 0);
+  if (w->hidden.factored) lath_pack(w->kernels, &b->v_back, 0, lath_panels_count(&b->v_back), w->hidden.v, a->hidden, 0);
+  if (w->input.factored) lath_pack(w->kernels, &b->v_in_back, 0, lath_panels_count(&b->v_in_back), w->input.v, a->in, 0);
+  LATH_TRY(lath_host_run(host, b->workers, share_blocks, b));
+  add_blocks(b, b->dw, b->dw_size);
+  add_blocks(b, b->d_bias, w->gates);
+  add_blocks(b, b->dv, b->dv_size);
+  add_blocks(b, b->dv_in, b->dv_in_size);
+  if (a->d_bias) write_bias(b);
+  LATH_TRY(write_pair(b, &w->hidden, &b->hidden, b->dv, a->du, a->dv, host));
+  return write_pair(b, &w->input, &b->input, b->dv_in, a->du_in, a->in_rank > 0 ? a->dv_in : NULL, host);
+}
+
+/* ---- entries ------------------------------------------------------------------------------------------------------------------------------------ */
+
+lath_status lath_lowrank_lstm_backward_workspace(const struct lath_lowrank_lstm *a, const struct lath_host *host, size_t *bytes) {
+  struct backward b = {0};
+  struct lath_arena arena = lath_arena_on(NULL);
+  if (!host || !bytes) return LATH_INVALID_ARGUMENT;
+  LATH_TRY(lath_lstm_check_backward(a));
+  if (a->dtype == LATH_F32) take(&b, a, host, &arena);
+  return lath_arena_bytes(&arena, lath_lstm_reference_bytes(a), bytes);
+}
+
+lath_status lath_lowrank_lstm_backward(const struct lath_lowrank_lstm *a, const struct lath_host *host) {
+  size_t bytes;
+  LATH_TRY(lath_lowrank_lstm_backward_workspace(a, host, &bytes));
+  LATH_TRY(lath_check_workspace(a->workspace, a->workspace_bytes, bytes));
+  if (a->dtype != LATH_F32) return lath_lowrank_lstm_backward_ref(a);
+  struct lath_arena arena = lath_arena_on(a->workspace);
+  struct backward b = {0};
+  take(&b, a, host, &arena);
+  return run(&b, host);
+}
