@@ -300,7 +300,7 @@ struct lath_lowrank_lstm {
   void *y; /* h of every row, (rows, hidden). The backward reads it */
   int64_t s_y_step, s_y_row;
   void *hn, *cn; /* (batch, hidden): after the last step of each sample; forward only */
-  void *c;       /* (rows, hidden) contiguous: c of every row, all that the backward needs beside y. Forward: written when not NULL */
+  void *c; /* (rows, hidden) contiguous: c of every row, all that the backward needs beside y. Forward: written when not NULL */
 
   const void *dy; /* (rows, hidden), or NULL: zeros. Backward only, as all that follow */
   int64_t s_dy_step, s_dy_row;

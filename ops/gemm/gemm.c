@@ -179,7 +179,7 @@ int64_t lath_product_scratch(const struct lath_kernels *kernels) {
 
 void lath_multiply(const struct lath_kernels *kernels, const struct lath_product *g) {
   const int64_t k = g->b->k, blocks = k > SHORT_K ? ceil_div(k, SHORT_K) : 1;
-  const int in_place = g->a_rows || g->b->listed; /* of A: the kernels for lists know no other A */
+  const int in_place = g->a_stays || g->a_rows || g->b->listed; /* of A: the kernels for lists know no other A */
   const int packs = in_place ? 0 : g->a_order == LATH_A_ROWS ? blocks > 1 && g->b->n > WIDE_N : k > COPY_MIN_K;
   const int rows_first = blocks == 1 && !packs && (g->b->packed || g->b->listed);
   const int64_t step = packs ? BLOCK_M : g->m;

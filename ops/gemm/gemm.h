@@ -43,6 +43,7 @@ struct lath_product {
   int64_t s_a;
   int a_order;           /* LATH_A_ROWS: a[i * s_a + k], LATH_A_COLUMNS: a[k * s_a + i] */
   const int64_t *a_rows; /* LATH_A_ROWS only: row i at a + a_rows[i] instead; NULL: i * s_a */
+  int a_stays;           /* 1: A is read in place, however long k is: its rows lie at a distance that suits L1 */
   const struct lath_panels *b;
   enum lath_start start;
   const float *bias; /* (n) or (m), as `start` says, or NULL */

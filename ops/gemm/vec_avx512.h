@@ -40,7 +40,8 @@ static inline vec v_if_less(vec a, vec b, vec yes, vec no) { /* a < b ? yes : no
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
 }
 static inline vec v_power_of_2(vec shifted) { /* 2^n from n + 1.5 2^23, n from -126 to 127 */
-  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23), _mm512_set1_epi32(127 << 23)));
+  return _mm512_castsi512_ps(
+      _mm512_add_epi32(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23), _mm512_set1_epi32(127 << 23)));
 }
 
 /* out[0..3] = the sums of the lanes of a, b, c, d. */

@@ -46,7 +46,9 @@ static inline vec v_min(vec a, vec b) { return v_if_less(a, b, a, b); } /* b if 
 static inline vec v_max(vec a, vec b) { return v_if_less(b, a, a, b); }
 static inline vec v_abs(vec a) { return (vec)((v_bits)a & 0x7fffffffu); }
 static inline vec v_sign_of(vec a, vec sign) { return (vec)((v_bits)a | ((v_bits)sign & 0x80000000u)); } /* a >= 0 */
-static inline vec v_power_of_2(vec shifted) { return (vec)(((v_bits)shifted << 23) + (127u << 23)); } /* 2^n from n + 1.5 2^23 */
+static inline vec v_power_of_2(vec shifted) {
+  return (vec)(((v_bits)shifted << 23) + (127u << 23));
+} /* 2^n from n + 1.5 2^23 */
 
 static inline float v_sum(vec a) { return (a[0] + a[1]) + (a[2] + a[3]); }
 static inline void v_sum4(float *out, vec a, vec b, vec c, vec d) {

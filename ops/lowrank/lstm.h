@@ -48,14 +48,14 @@ static inline int lath_lstm_is_merged(const struct lath_lstm_part *p) { return p
 struct lath_lstm_weights {
   const struct lath_lowrank_lstm *a;
   const struct lath_kernels *kernels;
-  int64_t groups, gates, columns;     /* of units; 4 lanes groups; width of [r | s] */
+  int64_t groups, gates, columns; /* of units; 4 lanes groups; width of [r | s] */
   struct lath_lstm_part hidden, input;
-  float *interleaved, *bias;          /* (gates, columns), (gates) */
-  struct lath_panels panels;          /* of w^T, one group wide each */
+  float *interleaved, *bias; /* (gates, columns), (gates) */
+  struct lath_panels panels; /* of w^T, one group wide each */
 };
 
-void lath_lstm_weights_take(struct lath_lstm_weights *weights, const struct lath_lowrank_lstm *args, const struct lath_host *host,
-                            struct lath_arena *arena);
+void lath_lstm_weights_take(struct lath_lstm_weights *weights, const struct lath_lowrank_lstm *args,
+                            const struct lath_host *host, struct lath_arena *arena);
 lath_status lath_lstm_weights_fill(struct lath_lstm_weights *weights, const struct lath_host *host);
 
 /* Row of the interleaved weight that holds gate `gate` of a unit. */
@@ -65,8 +65,8 @@ static inline int64_t lath_lstm_interleaved(const struct lath_lstm_weights *w, i
 }
 
 /* [r | s], rows `columns` floats apart, of m rows of h or x with the given distance. */
-void lath_lstm_part_fill(const struct lath_lstm_weights *weights, const struct lath_lstm_part *part, int64_t m, const float *from,
-                         int64_t s_from, float *a, float *scratch);
+void lath_lstm_part_fill(const struct lath_lstm_weights *weights, const struct lath_lstm_part *part, int64_t m,
+                         const float *from, int64_t s_from, float *a, float *scratch);
 
 static inline int64_t lath_lstm_smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t lath_lstm_larger(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -31,8 +31,8 @@ static lath_status check_extents(const struct lath_lowrank_lstm *a, int64_t rows
   return lath_check_extents((const int64_t[]){rows, gates, columns}, 3);
 }
 
-static lath_status check_sequence(const void *data, const struct lath_lowrank_lstm *a, int64_t rows, int64_t cols, int64_t s_step,
-                                  int64_t s_row, int output) {
+static lath_status check_sequence(const void *data, const struct lath_lowrank_lstm *a, int64_t rows, int64_t cols,
+                                  int64_t s_step, int64_t s_row, int output) {
   if (rows == 0 || cols == 0) return LATH_OK;
   if (!data || s_row < 0 || (!a->batch_sizes && s_step < 0)) return LATH_INVALID_ARGUMENT;
   if (output && s_row < cols && (a->batch_sizes ? rows : a->batch) > 1) return LATH_INVALID_ARGUMENT;

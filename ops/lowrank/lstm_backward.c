@@ -32,12 +32,13 @@ struct unmerge {
 struct backward {
   const struct lath_lowrank_lstm *a;
   struct lath_lstm_weights w;
-  int64_t blocks, block_rows, chunk, workers;     /* blocks of rows; rows of the largest; steps in a chunk */
-  struct lath_panels back, v_back, v_in_back;     /* of w, v, v_in: for da w, dr v, ds v_in */
-  float *dw, *d_bias, *dv, *dv_in;                /* per block: (gates, columns), (gates), (rank, hidden), (in_rank, in) */
+  int64_t blocks, block_rows, chunk, workers; /* blocks of rows; rows of the largest; steps in a chunk */
+  struct lath_panels back, v_back, v_in_back; /* of w, v, v_in: for da w, dr v, ds v_in */
+  float *dw, *d_bias, *dv, *dv_in;            /* per block: (gates, columns), (gates), (rank, hidden), (in_rank, in) */
   int64_t dw_size, dv_size, dv_in_size;
-  float *dh, *dc;                                 /* (batch, hidden): of the state */
+  float *dh, *dc;                                               /* (batch, hidden): of the state */
   float *rows, *d_rows, *gates, *h, *c, *x, *dh_step, *scratch; /* per worker; all but the last two of the rows of a chunk */
+  int64_t s_gates; /* between rows of gates: not a power of two, for they are read across too */
   int64_t rows_size, gates_size, h_size, x_size, dh_size, scratch_size;
   struct unmerge hidden, input;
 };
@@ -78,7 +79,8 @@ static void take_sums(struct backward *b, struct lath_arena *arena) {
 static void take_worker_buffers(struct backward *b, struct lath_arena *arena) {
   const int64_t rows = b->chunk * b->block_rows;
   b->rows_size = rows * b->w.columns;
-  b->gates_size = rows * b->w.gates;
+  b->s_gates = b->w.gates + LATH_CACHE_LINE / (int64_t)sizeof(float);
+  b->gates_size = rows * b->s_gates;
   b->h_size = rows * b->a->hidden;
   b->x_size = rows * b->a->in;
   b->dh_size = b->block_rows * b->a->hidden;
@@ -93,7 +95,8 @@ static void take_worker_buffers(struct backward *b, struct lath_arena *arena) {
   b->scratch = lath_take(arena, b->workers, b->scratch_size);
 }
 
-static void take(struct backward *b, const struct lath_lowrank_lstm *a, const struct lath_host *host, struct lath_arena *arena) {
+static void take(struct backward *b, const struct lath_lowrank_lstm *a, const struct lath_host *host,
+                 struct lath_arena *arena) {
   struct lath_lstm_weights *w = &b->w;
   b->a = a;
   lath_lstm_weights_take(w, a, host, arena);
@@ -151,9 +154,8 @@ static void gather_step(const struct chunk *k, const struct step *s) {
   }
   copy_state(a->h0, k->from + old, s->m - old, h, to_h + old * h);
   copy_state(a->c0, k->from + old, s->m - old, h, to_c + old * h);
-  copy_rows(s->m, a->in,
-            (const float *)a->x + lath_lstm_at(a, s->t, s->row, a->s_x_step, a->s_x_row) + k->from * a->s_x_row, a->s_x_row,
-            k->x + s->at * a->in, a->in);
+  copy_rows(s->m, a->in, (const float *)a->x + lath_lstm_at(a, s->t, s->row, a->s_x_step, a->s_x_row) + k->from * a->s_x_row,
+            a->s_x_row, k->x + s->at * a->in, a->in);
 }
 
 /* [r | s] and the gates of all rows of the chunk. */
@@ -168,11 +170,11 @@ static void form_gates(const struct chunk *k) {
                                        .b = &w->panels,
                                        .bias = w->bias,
                                        .c = k->gates,
-                                       .s_c = w->gates,
+                                       .s_c = k->b->s_gates,
                                        .scratch = k->scratch};
   lath_multiply(w->kernels, &product);
   for (int64_t group = 0; group < w->groups; group++)
-    w->kernels->lstm_gates(k->rows, k->gates + group * w->panels.width, w->gates);
+    w->kernels->lstm_gates(k->rows, k->gates + group * w->panels.width, k->b->s_gates);
 }
 
 /* dh_step = what later steps and y itself ask of h. */
@@ -185,10 +187,9 @@ static void form_dh(const struct chunk *k, const struct step *s) {
   for (int64_t r = 0; r < s->m; r++) k->b->w.kernels->add_rows(1, h, dy + r * a->s_dy_row, h, k->dh_step + r * h);
 }
 
-static void multiply(const struct chunk *k, int64_t m, const float *from, int64_t s_from, const struct lath_panels *by, float *to,
-                     int64_t s_to) {
-  const struct lath_product product = {
-      .m = m, .a = from, .s_a = s_from, .b = by, .c = to, .s_c = s_to, .scratch = k->scratch};
+static void multiply(const struct chunk *k, int64_t m, const float *from, int64_t s_from, const struct lath_panels *by,
+                     float *to, int64_t s_to) {
+  const struct lath_product product = {.m = m, .a = from, .s_a = s_from, .b = by, .c = to, .s_c = s_to, .scratch = k->scratch};
   lath_multiply(k->b->w.kernels, &product);
 }
 
@@ -197,7 +198,7 @@ static void step_back(const struct chunk *k, const struct step *s) {
   const struct backward *b = k->b;
   const struct lath_lstm_weights *w = &b->w;
   const int64_t h = b->a->hidden, lanes = w->kernels->lanes;
-  float *gates = k->gates + s->at * w->gates, *d_rows = k->d_rows + s->at * w->columns, *dh = b->dh + k->from * h;
+  float *gates = k->gates + s->at * b->s_gates, *d_rows = k->d_rows + s->at * w->columns, *dh = b->dh + k->from * h;
   form_dh(k, s);
   for (int64_t group = 0; group < w->groups; group++) {
     const int64_t unit = group * lanes;
@@ -209,9 +210,9 @@ static void step_back(const struct chunk *k, const struct step *s) {
                                                .s_c_before = h,
                                                .dc = b->dc + k->from * h + unit,
                                                .s_dc = h};
-    w->kernels->lstm_cells_back(s->m, lath_lstm_smaller(lanes, h - unit), gates + group * w->panels.width, w->gates, &cells);
+    w->kernels->lstm_cells_back(s->m, lath_lstm_smaller(lanes, h - unit), gates + group * w->panels.width, b->s_gates, &cells);
   }
-  multiply(k, s->m, gates, w->gates, &b->back, d_rows, w->columns);
+  multiply(k, s->m, gates, b->s_gates, &b->back, d_rows, w->columns);
   if (w->hidden.factored)
     multiply(k, s->m, d_rows, w->columns, &b->v_back, dh, h);
   else
@@ -237,6 +238,7 @@ static void add_product(const struct chunk *k, int64_t m, const float *a, int64_
                                        .a = a,
                                        .s_a = s_a,
                                        .a_order = LATH_A_COLUMNS,
+                                       .a_stays = 1,
                                        .b = &panels,
                                        .start = LATH_START_C,
                                        .c = sums,
@@ -250,12 +252,13 @@ static void add_sums(const struct chunk *k) {
   const struct lath_lstm_weights *w = &b->w;
   const struct lath_lowrank_lstm *a = b->a;
   if (a->du || a->du_in || lath_lstm_is_merged(&w->hidden) || lath_lstm_is_merged(&w->input))
-    add_product(k, w->gates, k->gates, w->gates, w->columns, k->rows_of, w->columns, b->dw + k->block * b->dw_size);
-  if (a->d_bias) w->kernels->add_rows(k->rows, w->gates, k->gates, w->gates, b->d_bias + k->block * w->gates);
+    add_product(k, w->gates, k->gates, b->s_gates, w->columns, k->rows_of, w->columns, b->dw + k->block * b->dw_size);
+  if (a->d_bias) w->kernels->add_rows(k->rows, w->gates, k->gates, b->s_gates, b->d_bias + k->block * w->gates);
   if (a->dv && w->hidden.factored)
     add_product(k, a->rank, k->d_rows, w->columns, a->hidden, k->h, a->hidden, b->dv + k->block * b->dv_size);
   if (a->dv_in && w->input.factored)
-    add_product(k, a->in_rank, k->d_rows + w->input.column, w->columns, a->in, k->x, a->in, b->dv_in + k->block * b->dv_in_size);
+    add_product(k, a->in_rank, k->d_rows + w->input.column, w->columns, a->in, k->x, a->in,
+                b->dv_in + k->block * b->dv_in_size);
 }
 
 static void run_chunk(struct chunk *k, const struct step *steps, int64_t count) {
@@ -340,8 +343,8 @@ static void write_part(const struct backward *b, const struct lath_lstm_part *p,
 }
 
 /* The gradients of one pair of weights. */
-static lath_status write_pair(const struct backward *b, const struct lath_lstm_part *p, struct unmerge *m, const float *dv_sums, float *du,
-                              float *dv, const struct lath_host *host) {
+static lath_status write_pair(const struct backward *b, const struct lath_lstm_part *p, struct unmerge *m, const float *dv_sums,
+                              float *du, float *dv, const struct lath_host *host) {
   if (!lath_lstm_is_merged(p)) {
     if (du) write_part(b, p, du);
     if (dv) memcpy(dv, dv_sums, (size_t)(p->rank * p->from) * sizeof(float));
@@ -373,7 +376,8 @@ static lath_status run(struct backward *b, const struct lath_host *host) {
 
 /* ---- entries ------------------------------------------------------------------------------------------------------------------------------------ */
 
-lath_status lath_lowrank_lstm_backward_workspace(const struct lath_lowrank_lstm *a, const struct lath_host *host, size_t *bytes) {
+lath_status lath_lowrank_lstm_backward_workspace(const struct lath_lowrank_lstm *a, const struct lath_host *host,
+                                                 size_t *bytes) {
   struct backward b = {0};
   struct lath_arena arena = lath_arena_on(NULL);
   if (!host || !bytes) return LATH_INVALID_ARGUMENT;

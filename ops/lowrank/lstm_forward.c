@@ -22,7 +22,8 @@ struct forward {
 };
 
 static int64_t macs_of(const struct lath_lstm_weights *w) {
-  const int64_t first = w->hidden.factored * w->hidden.rank * w->hidden.from + w->input.factored * w->input.rank * w->input.from;
+  const int64_t first =
+      w->hidden.factored * w->hidden.rank * w->hidden.from + w->input.factored * w->input.rank * w->input.from;
   return w->a->steps * w->a->batch * (first + w->gates * w->columns);
 }
 
@@ -73,7 +74,8 @@ static void run_tile(const struct step *s, const struct lath_lstm_cells *cells, 
   if (here.c_out) here.c_out += from * here.s_c_out;
   if (here.h_out) here.h_out += from * here.s_h_out;
   w->kernels->panel[LATH_A_ROWS][4][height](&tile);
-  w->kernels->lstm_cells(height, lath_lstm_smaller(w->kernels->lanes, f->a->hidden - group * w->kernels->lanes), s->gates, &here);
+  w->kernels->lstm_cells(height, lath_lstm_smaller(w->kernels->lanes, f->a->hidden - group * w->kernels->lanes), s->gates,
+                         &here);
 }
 
 static void run_step(const struct step *s) {
@@ -92,8 +94,7 @@ static void run_step(const struct step *s) {
                                           .h_out = y ? y + unit : NULL,
                                           .s_c_out = a->hidden,
                                           .s_h_out = a->s_y_row};
-    for (int64_t i = 0; i < tiles; i++)
-      run_tile(s, &cells, group, s->m * i / tiles, s->m * (i + 1) / tiles - s->m * i / tiles);
+    for (int64_t i = 0; i < tiles; i++) run_tile(s, &cells, group, s->m * i / tiles, s->m * (i + 1) / tiles - s->m * i / tiles);
   }
 }
 
@@ -130,7 +131,8 @@ static void share_rows(void *arg, int64_t begin, int64_t end) {
                      .rows = f->rows + w * f->rows_size,
                      .gates = f->gates + w * f->gates_size,
                      .scratch = f->scratch + w * f->scratch_size};
-    const int64_t from = a->batch * w / f->workers, to = a->batch * (w + 1) / f->workers, blocks = (to - from + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    const int64_t from = a->batch * w / f->workers, to = a->batch * (w + 1) / f->workers,
+                  blocks = (to - from + BLOCK_ROWS - 1) / BLOCK_ROWS;
     set_state(f->h + from * a->hidden, a->h0 ? (const float *)a->h0 + from * a->hidden : NULL, (to - from) * a->hidden);
     set_state(f->c + from * a->hidden, a->c0 ? (const float *)a->c0 + from * a->hidden : NULL, (to - from) * a->hidden);
     for (int64_t i = 0; i < blocks; i++) run_block(&s, from + (to - from) * i / blocks, from + (to - from) * (i + 1) / blocks);

@@ -47,8 +47,8 @@ static void interleave(const struct lath_lstm_weights *w, const struct lath_lstm
   const float *from = lath_lstm_is_merged(p) ? p->merged : p->u;
   for (int64_t gate = 0; gate < 4; gate++)
     for (int64_t unit = 0; unit < w->a->hidden; unit++)
-      memcpy(w->interleaved + lath_lstm_interleaved(w, gate, unit) * w->columns + p->column, from + (gate * w->a->hidden + unit) * p->width,
-             (size_t)p->width * sizeof(float));
+      memcpy(w->interleaved + lath_lstm_interleaved(w, gate, unit) * w->columns + p->column,
+             from + (gate * w->a->hidden + unit) * p->width, (size_t)p->width * sizeof(float));
 }
 
 static void interleave_bias(const struct lath_lstm_weights *w) {
@@ -62,8 +62,7 @@ static void interleave_bias(const struct lath_lstm_weights *w) {
 }
 
 static lath_status fill_part(struct lath_lstm_weights *w, struct lath_lstm_part *p, const struct lath_host *host) {
-  if (p->factored)
-    lath_pack(w->kernels, &p->panels, 0, lath_panels_count(&p->panels), p->v, p->from, 1);
+  if (p->factored) lath_pack(w->kernels, &p->panels, 0, lath_panels_count(&p->panels), p->v, p->from, 1);
   if (lath_lstm_is_merged(p)) {
     p->merge.a = p->u, p->merge.s_a = p->rank;
     p->merge.b = p->v, p->merge.s_b = p->from;
@@ -86,8 +85,7 @@ lath_status lath_lstm_weights_fill(struct lath_lstm_weights *w, const struct lat
 void lath_lstm_part_fill(const struct lath_lstm_weights *w, const struct lath_lstm_part *p, int64_t m, const float *from,
                          int64_t s_from, float *a, float *scratch) {
   if (!p->factored) {
-    for (int64_t r = 0; r < m; r++)
-      memcpy(a + r * w->columns + p->column, from + r * s_from, (size_t)p->width * sizeof(float));
+    for (int64_t r = 0; r < m; r++) memcpy(a + r * w->columns + p->column, from + r * s_from, (size_t)p->width * sizeof(float));
     return;
   }
   const struct lath_product product = {
