@@ -52,7 +52,7 @@ LATH_API const char *lath_status_text(lath_status status);
 
 typedef enum lath_dtype {
   LATH_F32 = 0,
-  LATH_F64, /* plain loops in double precision: for gradient checks, not for speed */
+  LATH_F64,  /* plain loops in double precision: for gradient checks, not for speed */
   LATH_BF16, /* storage only: every product is accumulated in fp32 and rounded once, to nearest even */
   LATH_F16   /* storage only, likewise; GPU entries only, the others answer LATH_UNSUPPORTED_DTYPE */
 } lath_dtype;
@@ -301,6 +301,10 @@ struct lath_lowrank_lstm {
   int64_t s_y_step, s_y_row;
   void *hn, *cn; /* (batch, hidden): after the last step of each sample; forward only */
   void *c; /* (rows, hidden) contiguous: c of every row, all that the backward needs beside y. Forward: written when not NULL */
+
+  void *
+      gates; /* i, f, g, o of every row, (rows, 4 hidden) contiguous. Forward: written when not NULL. Backward: read when not NULL, else formed
+                  * again from h, which takes about a quarter of its time */
 
   const void *dy; /* (rows, hidden), or NULL: zeros. Backward only, as all that follow */
   int64_t s_dy_step, s_dy_row;

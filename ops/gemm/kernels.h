@@ -43,13 +43,15 @@ struct lath_tile {
 struct lath_lstm_cells {
   float *c, *h; /* (m, n), rows `stride` apart */
   int64_t stride;
-  float *c_out, *h_out; /* or NULL */
-  int64_t s_c_out, s_h_out;
+  float *c_out, *h_out, *gates_out; /* or NULL; the last: after their activation, gate by gate s_gate apart */
+  int64_t s_c_out, s_h_out, s_gates_out, s_gate;
 };
 
-/* From gates after their activation to the gradients of what they were before, in place, and from dc, what later cells have added to the
- * gradient of c, to the same for the cell before. */
+/* From gates after their activation to the gradients of what they were before, and from dc, what later cells have added to the gradient of
+ * c, to the same for the cell before. */
 struct lath_lstm_cells_back {
+  const float *gates; /* row r, gate k at r s_gates + k s_gate */
+  int64_t s_gates, s_gate;
   const float *dh, *c, *c_before; /* (m, n); c_before NULL: zeros */
   int64_t s_dh, s_c, s_c_before;
   float *dc;
@@ -106,7 +108,7 @@ struct lath_kernels {
   /* The cells of an LSTM, m rows of n <= lanes units at a time. Gates come in vectors i, f, g, o of `lanes` units each. */
   void (*lstm_cells)(int64_t m, int64_t n, const float *gates, const struct lath_lstm_cells *cells);
   void (*lstm_gates)(int64_t m, float *gates, int64_t s_gates); /* applies sigmoid to i, f, o and tanh to g */
-  void (*lstm_cells_back)(int64_t m, int64_t n, float *gates, int64_t s_gates, const struct lath_lstm_cells_back *cells);
+  void (*lstm_cells_back)(int64_t m, int64_t n, const struct lath_lstm_cells_back *cells, float *d_gates, int64_t s_d_gates);
 };
 
 extern const struct lath_kernels lath_kernels_generic;

@@ -158,12 +158,13 @@ static void gather_step(const struct chunk *k, const struct step *s) {
             a->s_x_row, k->x + s->at * a->in, a->in);
 }
 
-/* [r | s] and the gates of all rows of the chunk. */
+/* [r | s] of all rows of the chunk and, if they were not kept, their gates. */
 static void form_gates(const struct chunk *k) {
   const struct lath_lstm_weights *w = &k->b->w;
   const struct lath_lowrank_lstm *a = k->b->a;
   lath_lstm_part_fill(w, &w->hidden, k->rows, k->h, a->hidden, k->rows_of, k->scratch);
   lath_lstm_part_fill(w, &w->input, k->rows, k->x, a->in, k->rows_of, k->scratch);
+  if (a->gates) return;
   const struct lath_product product = {.m = k->rows,
                                        .a = k->rows_of,
                                        .s_a = w->columns,
@@ -198,11 +199,16 @@ static void step_back(const struct chunk *k, const struct step *s) {
   const struct backward *b = k->b;
   const struct lath_lstm_weights *w = &b->w;
   const int64_t h = b->a->hidden, lanes = w->kernels->lanes;
-  float *gates = k->gates + s->at * b->s_gates, *d_rows = k->d_rows + s->at * w->columns, *dh = b->dh + k->from * h;
+  float *d_gates = k->gates + s->at * b->s_gates, *d_rows = k->d_rows + s->at * w->columns, *dh = b->dh + k->from * h;
+  const float *kept = b->a->gates ? (const float *)b->a->gates + (s->row + k->from) * 4 * h : NULL;
   form_dh(k, s);
   for (int64_t group = 0; group < w->groups; group++) {
     const int64_t unit = group * lanes;
-    const struct lath_lstm_cells_back cells = {.dh = k->dh_step + unit,
+    float *here = d_gates + group * w->panels.width;
+    const struct lath_lstm_cells_back cells = {.gates = kept ? kept + unit : here,
+                                               .s_gates = kept ? 4 * h : b->s_gates,
+                                               .s_gate = kept ? h : lanes,
+                                               .dh = k->dh_step + unit,
                                                .c = (const float *)b->a->c + (s->row + k->from) * h + unit,
                                                .c_before = k->c + s->at * h + unit,
                                                .s_dh = h,
@@ -210,9 +216,9 @@ static void step_back(const struct chunk *k, const struct step *s) {
                                                .s_c_before = h,
                                                .dc = b->dc + k->from * h + unit,
                                                .s_dc = h};
-    w->kernels->lstm_cells_back(s->m, lath_lstm_smaller(lanes, h - unit), gates + group * w->panels.width, b->s_gates, &cells);
+    w->kernels->lstm_cells_back(s->m, lath_lstm_smaller(lanes, h - unit), &cells, here, b->s_gates);
   }
-  multiply(k, s->m, gates, b->s_gates, &b->back, d_rows, w->columns);
+  multiply(k, s->m, d_gates, b->s_gates, &b->back, d_rows, w->columns);
   if (w->hidden.factored)
     multiply(k, s->m, d_rows, w->columns, &b->v_back, dh, h);
   else

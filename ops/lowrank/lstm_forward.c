@@ -73,6 +73,7 @@ static void run_tile(const struct step *s, const struct lath_lstm_cells *cells, 
   here.c += from * here.stride, here.h += from * here.stride;
   if (here.c_out) here.c_out += from * here.s_c_out;
   if (here.h_out) here.h_out += from * here.s_h_out;
+  if (here.gates_out) here.gates_out += from * here.s_gates_out;
   w->kernels->panel[LATH_A_ROWS][4][height](&tile);
   w->kernels->lstm_cells(height, lath_lstm_smaller(w->kernels->lanes, f->a->hidden - group * w->kernels->lanes), s->gates,
                          &here);
@@ -84,6 +85,7 @@ static void run_step(const struct step *s) {
   const int64_t lanes = f->w.kernels->lanes, tallest = f->w.kernels->rows[4], tiles = (s->m + tallest - 1) / tallest;
   float *y = a->y ? (float *)a->y + lath_lstm_at(a, s->t, s->row, a->s_y_step, a->s_y_row) + s->b * a->s_y_row : NULL;
   float *c = a->c ? (float *)a->c + (s->row + s->b) * a->hidden : NULL;
+  float *gates = a->gates ? (float *)a->gates + (s->row + s->b) * 4 * a->hidden : NULL;
   fill_rows(s);
   for (int64_t group = 0; group < f->w.groups; group++) {
     const int64_t unit = group * lanes, state = s->b * a->hidden + unit;
@@ -92,6 +94,9 @@ static void run_step(const struct step *s) {
                                           .stride = a->hidden,
                                           .c_out = c ? c + unit : NULL,
                                           .h_out = y ? y + unit : NULL,
+                                          .gates_out = gates ? gates + unit : NULL,
+                                          .s_gates_out = 4 * a->hidden,
+                                          .s_gate = a->hidden,
                                           .s_c_out = a->hidden,
                                           .s_h_out = a->s_y_row};
     for (int64_t i = 0; i < tiles; i++) run_tile(s, &cells, group, s->m * i / tiles, s->m * (i + 1) / tiles - s->m * i / tiles);
