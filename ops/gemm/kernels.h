@@ -50,9 +50,9 @@ struct lath_lstm_cells {
 /* From gates after their activation to the gradients of what they were before, and from dc, what later cells have added to the gradient of
  * c, to the same for the cell before. */
 struct lath_lstm_cells_back {
-  const float *gates; /* row r, gate k at r s_gates + k s_gate */
-  int64_t s_gates, s_gate;
-  const float *dh, *c, *c_before; /* (m, n); c_before NULL: zeros */
+  const float *gates; /* gate k of unit u in row r at r s_gates + u / lanes s_group + u % lanes + k s_gate */
+  int64_t s_gates, s_group, s_gate;
+  const float *dh, *c, *c_before; /* (m, units) */
   int64_t s_dh, s_c, s_c_before;
   float *dc;
   int64_t s_dc;
@@ -105,10 +105,12 @@ struct lath_kernels {
   void (*add_rows)(int64_t m, int64_t n, const float *a, int64_t s_a, float *sum);    /* sum[j] += a[0][j] + a[1][j] + ... */
   void (*add_columns)(int64_t m, int64_t n, const float *a, int64_t s_a, float *sum); /* sum[i] += a[i][0] + a[i][1] + ... */
 
-  /* The cells of an LSTM, m rows of n <= lanes units at a time. Gates come in vectors i, f, g, o of `lanes` units each. */
+  /* The cells of an LSTM: m rows of n <= lanes units, or of any number of units, row by row. Gates come in groups of `lanes` units: vectors i,
+   * f, g, o. */
   void (*lstm_cells)(int64_t m, int64_t n, const float *gates, const struct lath_lstm_cells *cells);
-  void (*lstm_gates)(int64_t m, float *gates, int64_t s_gates); /* applies sigmoid to i, f, o and tanh to g */
-  void (*lstm_cells_back)(int64_t m, int64_t n, const struct lath_lstm_cells_back *cells, float *d_gates, int64_t s_d_gates);
+  void (*lstm_gates)(int64_t m, int64_t units, float *gates, int64_t s_gates); /* applies sigmoid to i, f, o and tanh to g */
+  void (*lstm_cells_back)(int64_t m, int64_t units, const struct lath_lstm_cells_back *cells, float *d_gates,
+                          int64_t s_d_gates);
 };
 
 extern const struct lath_kernels lath_kernels_generic;

@@ -174,8 +174,7 @@ static void form_gates(const struct chunk *k) {
                                        .s_c = k->b->s_gates,
                                        .scratch = k->scratch};
   lath_multiply(w->kernels, &product);
-  for (int64_t group = 0; group < w->groups; group++)
-    w->kernels->lstm_gates(k->rows, k->gates + group * w->panels.width, k->b->s_gates);
+  w->kernels->lstm_gates(k->rows, a->hidden, k->gates, k->b->s_gates);
 }
 
 /* dh_step = what later steps and y itself ask of h. */
@@ -202,22 +201,19 @@ static void step_back(const struct chunk *k, const struct step *s) {
   float *d_gates = k->gates + s->at * b->s_gates, *d_rows = k->d_rows + s->at * w->columns, *dh = b->dh + k->from * h;
   const float *kept = b->a->gates ? (const float *)b->a->gates + (s->row + k->from) * 4 * h : NULL;
   form_dh(k, s);
-  for (int64_t group = 0; group < w->groups; group++) {
-    const int64_t unit = group * lanes;
-    float *here = d_gates + group * w->panels.width;
-    const struct lath_lstm_cells_back cells = {.gates = kept ? kept + unit : here,
-                                               .s_gates = kept ? 4 * h : b->s_gates,
-                                               .s_gate = kept ? h : lanes,
-                                               .dh = k->dh_step + unit,
-                                               .c = (const float *)b->a->c + (s->row + k->from) * h + unit,
-                                               .c_before = k->c + s->at * h + unit,
-                                               .s_dh = h,
-                                               .s_c = h,
-                                               .s_c_before = h,
-                                               .dc = b->dc + k->from * h + unit,
-                                               .s_dc = h};
-    w->kernels->lstm_cells_back(s->m, lath_lstm_smaller(lanes, h - unit), &cells, here, b->s_gates);
-  }
+  const struct lath_lstm_cells_back cells = {.gates = kept ? kept : d_gates,
+                                             .s_gates = kept ? 4 * h : b->s_gates,
+                                             .s_group = kept ? lanes : 4 * lanes,
+                                             .s_gate = kept ? h : lanes,
+                                             .dh = k->dh_step,
+                                             .c = (const float *)b->a->c + (s->row + k->from) * h,
+                                             .c_before = k->c + s->at * h,
+                                             .s_dh = h,
+                                             .s_c = h,
+                                             .s_c_before = h,
+                                             .dc = b->dc + k->from * h,
+                                             .s_dc = h};
+  w->kernels->lstm_cells_back(s->m, h, &cells, d_gates, b->s_gates);
   multiply(k, s->m, d_gates, b->s_gates, &b->back, d_rows, w->columns);
   if (w->hidden.factored)
     multiply(k, s->m, d_rows, w->columns, &b->v_back, dh, h);
