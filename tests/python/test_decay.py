@@ -220,3 +220,122 @@ def test_step_sees_layers_converted_later():
 def test_bad_coefficient(coefficient):
     with pytest.raises(ValueError, match="coefficient is"):
         lath.FrobeniusDecay(model(), coefficient)
+
+
+# ---- several terms, several products in one pair ------------------------------------------------------------------
+
+
+PAIRS = [{"frobenius": 0.3, "kronecker": 0.2}, {"l2": 0.5, "frobenius": 0.3}, {"l2": 0.5, "kronecker": 0.2}]
+
+
+@pytest.mark.parametrize("coefficients", [*PAIRS, {"frobenius": 0.3, "kronecker": 0.2, "l2": 0.5}])
+@pytest.mark.parametrize("convention", ["reference", "half"])
+def test_mixed_decay_is_the_weighted_sum(coefficients, convention):
+    net = model()
+    terms = {"frobenius": lath.frobenius_decay, "kronecker": lath.kronecker_decay, "l2": lath.l2_decay}
+    expected = sum(value * terms[name](net, convention) for name, value in coefficients.items())
+    mixed = lath.mixed_decay(net, **coefficients, convention=convention)
+    torch.testing.assert_close(mixed, expected)
+    leaves = [t for pair in factors(net) for t in pair]
+    torch.testing.assert_close(torch.autograd.grad(mixed, leaves), torch.autograd.grad(expected, leaves))
+
+
+def test_mixed_decay_of_nothing_is_zero():
+    assert lath.mixed_decay(model()).item() == 0
+    assert lath.mixed_decay(nn.Linear(3, 3), frobenius=1.0).item() == 0
+
+
+@pytest.mark.parametrize("name", ["frobenius", "kronecker", "l2"])
+def test_bad_coefficient_of_a_term(name):
+    with pytest.raises(ValueError, match=f"mixed_decay: {name} is -1"):
+        lath.mixed_decay(model(), **{name: -1.0})
+    if name != "frobenius":
+        with pytest.raises(ValueError, match=f"FrobeniusDecay: {name} is nan"):
+            lath.FrobeniusDecay(model(), 0.1, **{name: float("nan")})
+
+
+@pytest.mark.parametrize("convention", ["half", "reference"])
+@pytest.mark.parametrize(("mode", "groups"), CONVOLUTIONS)
+def test_step_adds_the_gradient_of_a_pair(convention, mode, groups):
+    net = nn.Sequential(conv(mode, groups), *model())
+    expected = lath.mixed_decay(net, frobenius=0.3, kronecker=0.2, l2=0.5, convention=convention)
+    expected.backward()
+    grads = [p.grad for p in net.parameters() if p.grad is not None]
+    net.zero_grad()
+    lath.FrobeniusDecay(net, 0.3, convention, kronecker=0.2, l2=0.5).step()
+    torch.testing.assert_close([p.grad for p in net.parameters() if p.grad is not None], grads)
+    assert len(grads) == 6
+
+
+class Stack(nn.Module):
+    """Holds pairs as an LSTM and an attention layer do, one of them with three products on top of each other."""
+
+    __module__ = "lath.nn.stack"  # where the layers of lath are
+
+    def __init__(self):
+        super().__init__()
+        for name, shape in {
+            "weight_ih_l0": (8, 5),  # dense, no part of it
+            "weight_hh_v_l0": (2, 4),
+            "weight_hh_u_l0": (8, 2),
+            "weight_hh_v_l0_reverse": (2, 4),
+            "weight_hh_u_l0_reverse": (8, 2),
+            "in_proj_weight_v": (6, 7),
+            "in_proj_weight_u": (9, 2),
+        }.items():
+            setattr(self, name, nn.Parameter(torch.randn(shape, dtype=torch.float64)))
+        self.register_parameter("bias_v", None)
+
+    def products(self):
+        yield self.weight_hh_v_l0, self.weight_hh_u_l0
+        yield self.weight_hh_v_l0_reverse, self.weight_hh_u_l0_reverse
+        for i in range(3):
+            yield self.in_proj_weight_v[2 * i : 2 * i + 2], self.in_proj_weight_u[3 * i : 3 * i + 3]
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_pairs_of_layers_that_hold_several(decay):
+    net = nn.Sequential(Stack(), *model())
+    expected = sum(DIRECT[decay](v, u) for v, u in [*net[0].products(), *factors(net)])
+    torch.testing.assert_close(decay(net), expected)
+
+
+def test_step_of_layers_that_hold_several():
+    net = Stack()
+    (0.5 * lath.frobenius_decay(net, "half")).backward()
+    expected = {name: p.grad for name, p in net.named_parameters()}
+    net.zero_grad()
+    lath.FrobeniusDecay(net, 0.5).step()
+    torch.testing.assert_close({name: p.grad for name, p in net.named_parameters()}, expected)
+    assert net.weight_ih_l0.grad is None
+    assert sum(grad is not None for grad in expected.values()) == 6
+
+
+# ---- in the place of weight decay ---------------------------------------------------------------------------------
+
+
+def test_decay_groups_leave_the_factors_alone():
+    net = nn.Sequential(*model(), Stack())
+    others, thin = lath.decay_groups(net, 0.1)
+    assert (others["weight_decay"], thin["weight_decay"]) == (0.1, 0.0)
+    names = {id(p): name for name, p in net.named_parameters()}
+    assert {names[id(p)] for p in others["params"]} == {n for n in names.values() if "_v" not in n and "_u" not in n}
+    assert sorted(names[id(p)] for group in (others, thin) for p in group["params"]) == sorted(names.values())
+    with pytest.raises(ValueError, match="weight_decay is -1"):
+        lath.decay_groups(net, -1.0)
+
+
+def test_frobenius_decay_at_full_rank_moves_the_product_as_weight_decay_would():
+    """Khodak et al.: the half gradient of coefficient c on both factors, to first order, is weight decay on U V."""
+    net = nn.Sequential(lath.nn.LowRankLinear(6, 6, 6, bias=False, dtype=torch.float64))
+    u, v = (torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q for _ in range(2))
+    with torch.no_grad():  # orthogonal factors: both gradients are the factor itself
+        net[0].weight_u.copy_(u)
+        net[0].weight_v.copy_(v)
+    before = net[0].to_dense().weight.detach()
+    rate, coefficient = 1e-6, 0.1
+    optimizer = torch.optim.SGD(lath.decay_groups(net, 5e-4), lr=rate)
+    lath.FrobeniusDecay(net, coefficient).step()
+    optimizer.step()
+    after = net[0].to_dense().weight.detach()
+    torch.testing.assert_close((after - before) / rate, -2 * coefficient * before, rtol=1e-5, atol=1e-9)

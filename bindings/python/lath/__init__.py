@@ -19,12 +19,20 @@ _cuda.start(LIBRARY)
 
 from . import _conv_cuda, _fake, nn, ops  # noqa: E402, F401  (these need the operators)
 from .convert import convert, dense_state_dict, restore  # noqa: E402
-from .decay import FrobeniusDecay, frobenius_decay, kronecker_decay, l2_decay  # noqa: E402
+from .decay import (  # noqa: E402
+    FrobeniusDecay,
+    decay_groups,
+    frobenius_decay,
+    kronecker_decay,
+    l2_decay,
+    mixed_decay,
+)
 from .freeze import freeze, unfreeze  # noqa: E402
 from .info import info  # noqa: E402
 from .report import LayerReport, Report, report  # noqa: E402
 from .rules import decom_rule  # noqa: E402
 from .specs import LowRank  # noqa: E402
+from .spectral import ranks_for_budget, singular_values, spectral_init  # noqa: E402
 
 __all__ = [
     "LIBRARY",
@@ -34,6 +42,7 @@ __all__ = [
     "Report",
     "__version__",
     "convert",
+    "decay_groups",
     "decom_rule",
     "dense_state_dict",
     "freeze",
@@ -41,9 +50,13 @@ __all__ = [
     "info",
     "kronecker_decay",
     "l2_decay",
+    "mixed_decay",
     "nn",
     "ops",
+    "ranks_for_budget",
     "report",
     "restore",
+    "singular_values",
+    "spectral_init",
     "unfreeze",
 ]

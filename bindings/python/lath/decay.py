@@ -1,33 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decay terms of factored layers, summed over every low-rank layer of a model.
+"""Decay terms of factored weights, summed over every low-rank layer of a model, LSTMs and attention included.
 
 ========================  =========================  ==========================================
-function                  value per layer            gradients of U and V
+function                  value per weight           gradients of U and V
 ========================  =========================  ==========================================
 :func:`frobenius_decay`   ``|| U V ||^2``            ``2 U (V V^T)``, ``2 (U^T U) V``
 :func:`kronecker_decay`   ``|| U ||^2 || V ||^2``    ``2 ||V||^2 U``, ``2 ||U||^2 V``
 :func:`l2_decay`          ``|| U ||^2 + || V ||^2``  ``2 U``, ``2 V``
 ========================  =========================  ==========================================
 
-U and V are the matrices of the layer, see ``lath.LowRank``; a convolution with groups counts the value of each group.
+U and V are the matrices of the weight, see ``lath.LowRank``. A convolution with groups counts the value of each group,
+an LSTM that of each input and recurrent weight that is factored, attention that of each projection.
+:func:`mixed_decay` is a weighted sum of them.
 
 That is the convention "reference". The convention "half" is half of each, so that the gradient of the Frobenius term is
-that of weight decay on the product. Khodak et al., ICLR 2021, put Frobenius decay in the place of weight decay, with
-the "half" gradient; then set the optimizer's ``weight_decay`` of the factors to 0.
+that of weight decay on the product. Two schemes are published:
+
+* in addition: the "reference" term joins the loss, and the optimizer's weight decay stays on, for the factors as well;
+* instead (Khodak et al., ICLR 2021): the "half" gradient takes the place of weight decay on the factors, with the same
+  coefficient. :func:`decay_groups` gives the optimizer the parameters in this way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from . import ops
-from .factor import conv_factor_matrices, conv_factors
-from .nn import LowRankConv2d
-from .nn.factored import Factored
+from ._pairs import assembled, matrices, pair_names, pairs
 
 _SCALES = {"reference": 1.0, "half": 0.5}
 
@@ -38,20 +42,19 @@ def _scale(convention: str, what: str) -> float:
     return _SCALES[convention]
 
 
-def _layers(model: Module) -> Iterator[Factored]:
-    return (module for module in model.modules() if isinstance(module, Factored))
-
-
-def _matrices(layer: Factored) -> list[tuple[Tensor, Tensor]]:
-    """V (rank, in) and U (out, rank); of a convolution, those of each group."""
-    if isinstance(layer, LowRankConv2d):
-        return list(zip(*conv_factor_matrices(layer.weight_v, layer.weight_u, layer.groups), strict=True))
-    return [(layer.weight_v, layer.weight_u)]
+def _coefficient(name: str, value: float, what: str) -> float:
+    if not 0.0 <= value < float("inf"):
+        raise ValueError(f"lath.{what}: {name} is {value!r}, expected a finite number >= 0")
+    return value
 
 
 def _total(model: Module, convention: str, what: str, term: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     scale = _scale(convention, what)
-    values = [term(v, u) for layer in _layers(model) for v, u in _matrices(layer)]
+    values = [
+        term(v, u)
+        for module, name_v, name_u in pairs(model)
+        for v, u in matrices(module, getattr(module, name_v), getattr(module, name_u))
+    ]
     if not values:
         first = next(model.parameters(), None)
         return torch.zeros((), device=None if first is None else first.device)
@@ -66,7 +69,7 @@ def _square(t: Tensor) -> Tensor:
 
 
 def frobenius_decay(model: Module, convention: str = "reference") -> Tensor:
-    """Sum of ``|| U V ||_F^2`` over the low-rank layers, in Gram form; a scalar to add to the loss.
+    """Sum of ``|| U V ||_F^2`` over the factored weights, in Gram form; a scalar to add to the loss.
 
     Args:
         model: any module. Without a low-rank layer the value is 0.
@@ -88,6 +91,61 @@ def l2_decay(model: Module, convention: str = "reference") -> Tensor:
     return _total(model, convention, "l2_decay", lambda v, u: _square(u) + _square(v))
 
 
+def mixed_decay(
+    model: Module,
+    *,
+    frobenius: float = 0.0,
+    kronecker: float = 0.0,
+    l2: float = 0.0,
+    convention: str = "reference",
+) -> Tensor:
+    """The three terms with their coefficients, added up; a term with coefficient 0 is not computed.
+
+    The published pairs are "FD-KD" (``frobenius`` and ``kronecker``), "L2-FD" and "L2-KD".
+
+    Raises:
+        ValueError: an unknown convention, or a coefficient that is negative or not finite.
+    """
+    coefficients = {"frobenius": frobenius, "kronecker": kronecker, "l2": l2}
+    for name, value in coefficients.items():
+        _coefficient(name, value, "mixed_decay")
+
+    def term(v: Tensor, u: Tensor) -> Tensor:
+        parts = []
+        if frobenius:
+            parts.append(frobenius * ops.frobenius_decay(v, u))
+        if kronecker or l2:
+            square_v, square_u = _square(v), _square(u)
+            parts.append(kronecker * square_u * square_v + l2 * (square_u + square_v))
+        return sum(parts) if parts else v.new_zeros((), dtype=torch.promote_types(v.dtype, torch.float32))
+
+    return _total(model, convention, "mixed_decay", term)
+
+
+def decay_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer whose weight decay leaves the factors alone, because Frobenius decay has them.
+
+    Each group comes with its ``weight_decay``; the second one, that of the factors, with 0::
+
+        optimizer = torch.optim.SGD(lath.decay_groups(model, 5e-4), lr=0.1, momentum=0.9)
+        decay = lath.FrobeniusDecay(model, coefficient=5e-4)
+
+    Raises:
+        ValueError: a weight decay that is negative or not finite.
+    """
+    _coefficient("weight_decay", weight_decay, "decay_groups")
+    factors = {
+        id(module._parameters[name])
+        for module in model.modules()
+        for names in pair_names(module)
+        for name in names
+        if name in module._parameters
+    }
+    others = [p for p in model.parameters() if id(p) not in factors]
+    thin = [p for p in model.parameters() if id(p) in factors]
+    return [{"params": others, "weight_decay": weight_decay}, {"params": thin, "weight_decay": 0.0}]
+
+
 class FrobeniusDecay:
     """Adds the gradient of Frobenius decay straight to ``.grad``, without a loss term and without a graph.
 
@@ -103,26 +161,37 @@ class FrobeniusDecay:
         coefficient: factor of the term; 0 or more.
         convention: "half" adds ``coefficient * (U V V^T, U^T U V)`` as in Khodak et al., ICLR 2021; "reference" adds
             twice that, the gradient of ``coefficient * lath.frobenius_decay(model)``.
+        kronecker, l2: coefficients of the other two terms, for the published pairs; their gradients in the same
+            convention.
 
     Raises:
         ValueError: an unknown convention, or a coefficient that is negative or not finite.
     """
 
-    def __init__(self, model: Module, coefficient: float, convention: str = "half") -> None:
-        if not 0.0 <= coefficient < float("inf"):
-            raise ValueError(f"lath.FrobeniusDecay: coefficient is {coefficient!r}, expected a finite number >= 0")
+    def __init__(
+        self,
+        model: Module,
+        coefficient: float,
+        convention: str = "half",
+        *,
+        kronecker: float = 0.0,
+        l2: float = 0.0,
+    ) -> None:
         self.model = model
-        self.coefficient = coefficient
+        self.coefficient = _coefficient("coefficient", coefficient, "FrobeniusDecay")
+        self.kronecker = _coefficient("kronecker", kronecker, "FrobeniusDecay")
+        self.l2 = _coefficient("l2", l2, "FrobeniusDecay")
         self.scale = _scale(convention, "FrobeniusDecay")
 
     @torch.no_grad()
     def step(self) -> None:
         """Add the gradient to ``.grad`` of every factor that requires one. Biases have no part in the term."""
-        for layer in _layers(self.model):
-            weights = layer.weight_v, layer.weight_u
+        for module, name_v, name_u in pairs(self.model):
+            weights = getattr(module, name_v), getattr(module, name_u)
             if not any(weight.requires_grad for weight in weights):
                 continue
-            for weight, gradient in zip(weights, self._gradients(layer), strict=True):
+            each = [self._gradients(v, u) for v, u in matrices(module, *weights)]
+            for weight, gradient in zip(weights, assembled(module, each), strict=True):
                 if not weight.requires_grad:
                     continue
                 if weight.grad is None:
@@ -130,14 +199,14 @@ class FrobeniusDecay:
                 else:
                     weight.grad.add_(gradient)
 
-    def _gradients(self, layer: Factored) -> tuple[Tensor, Tensor]:
-        """Of the two weights, in their shapes."""
-        gradients = []
-        for v, u in _matrices(layer):
-            value, gram_v, gram_u = torch.ops.lath.frobenius_decay(v, u)
-            grad = torch.full_like(value, self.coefficient * self.scale)
-            gradients.append(torch.ops.lath.frobenius_decay_backward(grad, v, u, gram_v, gram_u))
-        if not isinstance(layer, LowRankConv2d):
-            return gradients[0]
-        stacked = (torch.stack(several) for several in zip(*gradients, strict=True))
-        return conv_factors(*stacked, layer.mode, layer.kernel_size)
+    def _gradients(self, v: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Of V and U."""
+        value, gram_v, gram_u = torch.ops.lath.frobenius_decay(v, u)
+        grad = torch.full_like(value, self.coefficient * self.scale)
+        of_v, of_u = torch.ops.lath.frobenius_decay_backward(grad, v, u, gram_v, gram_u)
+        if self.kronecker or self.l2:
+            # The traces of the Gram matrices are the squared norms.
+            kronecker, l2 = 2 * self.scale * self.kronecker, 2 * self.scale * self.l2
+            of_v += (kronecker * gram_u.trace() + l2).to(v.dtype) * v
+            of_u += (kronecker * gram_v.trace() + l2).to(u.dtype) * u
+        return of_v, of_u
