@@ -20,8 +20,8 @@
 
 enum {
   CALL_MAX_DIM = 64,
-  CALL_MAX_OWNED = 16, /* arguments, contiguous copies of them */
-  CALL_MAX_OUTPUTS = 5,
+  CALL_MAX_OWNED = 32, /* arguments, contiguous copies of them */
+  CALL_MAX_OUTPUTS = 8,
   CALL_MESSAGE_BYTES = 768,    /* longer messages are cut */
   CALL_SMALL_WORKSPACE = 16384 /* a workspace up to this size comes from the stack */
 };

@@ -13,11 +13,16 @@
  * a tensor of shape (0,).
  *
  *   association   0 planner's choice, 1 factored, 2 merged (enum lath_association)
- *   mask          gradients wanted, a sum of 1 dx, 2 dv, 4 du, 8 d_bias, 16 d_inner_bias
+ *   mask          gradients wanted, a sum of 1 dx, 2 dv, 4 du, 8 d_bias, 16 d_inner_bias; of an LSTM of 1 for its first output, 2 for
+ *                 the second, and so on to 128
  *   p             the intermediate (rows, rank), or of shape (0,) when it was not kept; in fp32 (double for double) on the CPU, in
  *                 the type of x on CUDA. The shape follows from the arguments alone, as tracing needs: `save` with association 0
  *                 means factored, and with association 2 there is no intermediate to keep. Of a convolution (batch, groups *
  *                 rank, height of x if separable and of y if pointwise, width of y)
+ *   x             of an LSTM (steps, batch, in), with batch_first (batch, steps, in), or packed (rows, in). A packed one needs
+ *                 batch_sizes, int64 on the CPU, and h0, whose rows are the batch: no shape may follow from numbers in a tensor
+ *   save          of an LSTM, what the backward will ask for: 0 nothing, 1 c of every row, 2 its activated gates too, which saves
+ *                 the backward forming them again
  *   separable     the form of a low-rank convolution: true separable, false pointwise
  *   dtype         enum lath_dtype; kernel: enum lath_lowrank_kernel, for a convolution enum lath_conv_kernel
  */
@@ -29,6 +34,11 @@
 #define LATH_CONV_GEOMETRY                                                                                                 \
   "int stride_h, int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, int dilation_h, int dilation_w, " \
   "int groups, bool separable"
+
+/* What both operators of an LSTM have after their first arguments. */
+#define LATH_LSTM_WEIGHTS                                                                                               \
+  "Tensor v_in, Tensor u_in, Tensor v, Tensor u, Tensor bias_in, Tensor bias, Tensor batch_sizes, bool reverse=False, " \
+  "bool batch_first=False"
 
 /* Compiled once, registered for the CPU by liblath_cpu.so and for CUDA by liblath_cuda.so. */
 #define LATH_SHARED_OPERATORS(X)                                                                                           \
@@ -64,6 +74,20 @@
     ", int mask=31) -> (Tensor dx, Tensor dv, Tensor du, Tensor d_bias, Tensor d_inner_bias)",                               \
     "CPU", op_lowrank_conv2d_backward)
 
+/* Kernels in C for the CPU only; on CUDA the LSTM of torch. One layer in one direction, see struct lath_lowrank_lstm; the dense
+ * input weight is u_in without v_in. */
+#define LATH_LSTM_OPERATORS(X)                                                                                                 \
+  X(lowrank_lstm_forward,                                                                                                      \
+    "(Tensor x, Tensor h0, Tensor c0, " LATH_LSTM_WEIGHTS                                                                      \
+    ", int save=0, int association=0)"                                                                                         \
+    " -> (Tensor y, Tensor hn, Tensor cn, Tensor c, Tensor gates)",                                                            \
+    "CPU", op_lowrank_lstm_forward)                                                                                            \
+  X(lowrank_lstm_backward,                                                                                                     \
+    "(Tensor dy, Tensor dhn, Tensor dcn, Tensor x, Tensor h0, Tensor c0, Tensor y, Tensor c, Tensor gates, " LATH_LSTM_WEIGHTS \
+    ", int mask=255, int association=0) -> (Tensor dx, Tensor dh0, Tensor dc0, Tensor dv_in, Tensor du_in, Tensor dv"          \
+    ", Tensor du, Tensor d_bias)",                                                                                             \
+    "CPU", op_lowrank_lstm_backward)
+
 /* No tensors. */
 #define LATH_HOST_OPERATORS(X)                                                                                   \
   X(lowrank_linear_plan,                                                                                         \
@@ -78,7 +102,7 @@
     "CompositeExplicitAutograd", op_lowrank_conv2d_plan)                                                         \
   X(cpu_isa, "() -> int", "CompositeExplicitAutograd", op_cpu_isa)
 
-#define LATH_OPERATORS(X) LATH_SHARED_OPERATORS(X) LATH_CONV_OPERATORS(X) LATH_HOST_OPERATORS(X)
+#define LATH_OPERATORS(X) LATH_SHARED_OPERATORS(X) LATH_CONV_OPERATORS(X) LATH_LSTM_OPERATORS(X) LATH_HOST_OPERATORS(X)
 
 /* Defined by liblath_cuda.so: there where it is loaded. */
 #define LATH_CUDA_OPERATORS(X)                                                                                    \

@@ -268,3 +268,117 @@ def _(grad, weight_v, weight_u, gram_v, gram_u):
         grad.dim() == 0, name, "grad", lambda: f"got shape {tuple(grad.shape)}, expected (), the gradient of a scalar"
     )
     return weight_v.new_empty(weight_v.shape), weight_u.new_empty(weight_u.shape)
+
+
+def _check_shape(operator: str, name: str, t: Tensor, shape: tuple, expected: str) -> None:
+    same = t.dim() == len(shape) and all(n == m for n, m in zip(t.shape, shape, strict=True))
+    _expect(same, operator, name, lambda: f"got shape {tuple(t.shape)}, expected {expected.format(*shape)}")
+
+
+def _check_lstm(operator, x, h0, c0, v_in, u_in, v, u, bias_in, bias, batch_sizes, batch_first):
+    """Check the operands of an LSTM: rows of all steps, batch, hidden size."""
+    _expect(
+        x.dtype in (torch.float32, torch.float64),
+        operator,
+        "x",
+        lambda: f"got dtype {x.dtype}, expected torch.float32 or torch.float64",
+    )
+    check_dtypes(operator, "x", x, u_in=u_in, v=v, u=u)
+    leading = "batch, steps" if batch_first else "steps, batch"
+    _expect(
+        x.dim() in (2, 3),
+        operator,
+        "x",
+        lambda: f"got shape {tuple(x.shape)}, expected ({leading}, in_features), or packed (rows, in_features)",
+    )
+    _check_matrix(operator, "u", u)
+    (gates, rank), in_features = u.shape, x.shape[-1]
+    _expect(
+        gates % 4 == 0 and gates >= 4,
+        operator,
+        "u",
+        lambda: f"got shape {tuple(u.shape)}, expected (4 * hidden, rank)",
+    )
+    hidden = gates // 4
+    _expect(rank >= 1, operator, "v", lambda: "got rank 0, expected at least 1")
+    _check_shape(operator, "v", v, (rank, hidden), "({}, {}), the rank of u by the hidden size")
+    columns = in_features
+    if v_in.numel() != 0:
+        check_dtypes(operator, "x", x, v_in=v_in)
+        _check_matrix(operator, "v_in", v_in)
+        columns = v_in.shape[0]
+        _check_shape(operator, "v_in", v_in, (columns, in_features), "({}, {}) to match the last dimension of x")
+    _check_shape(operator, "u_in", u_in, (gates, columns), "({}, {}) to match u and what is before it")
+    check_bias(operator, "bias_in", bias_in, gates, x)
+    check_bias(operator, "bias", bias, gates, x)
+    if x.dim() == 2:
+        _expect(
+            h0.dim() == 2,
+            operator,
+            "h0",
+            lambda: f"got shape {tuple(h0.shape)}, expected (batch, {hidden}), which a packed sequence needs",
+        )
+        rows, batch = x.shape[0], h0.shape[0]
+    else:
+        _expect(
+            batch_sizes.numel() == 0,
+            operator,
+            "batch_sizes",
+            lambda: f"got shape {tuple(batch_sizes.shape)}, expected no elements for x of 3 dimensions",
+        )
+        rows, batch = x.shape[0] * x.shape[1], x.shape[0 if batch_first else 1]
+    for name, state in (("h0", h0), ("c0", c0)):
+        _check_state(operator, name, state, batch, hidden, x)
+    return rows, batch, hidden
+
+
+def _check_state(operator: str, name: str, state: Tensor, batch, hidden, like: Tensor) -> None:
+    """(batch, hidden), or any tensor without elements."""
+    if state.numel() == 0:
+        return
+    check_dtypes(operator, "x", like, **{name: state})
+    _check_shape(operator, name, state, (batch, hidden), "({}, {}), batch by hidden size, or no elements")
+
+
+@torch.library.register_fake("lath::lowrank_lstm_forward")
+def _(x, h0, c0, v_in, u_in, v, u, bias_in, bias, batch_sizes, reverse=False, batch_first=False, save=0, association=0):
+    name = "lowrank_lstm_forward"
+    rows, batch, hidden = _check_lstm(
+        name, x, h0, c0, v_in, u_in, v, u, bias_in, bias, batch_sizes, batch_first
+    )
+    _expect(0 <= save <= 2, name, "save", lambda: f"got {save}, expected 0 to 2")
+    return (
+        x.new_empty((*x.shape[:-1], hidden)),
+        x.new_empty((batch, hidden)),
+        x.new_empty((batch, hidden)),
+        x.new_empty((rows, hidden) if save >= 1 else (0,)),
+        x.new_empty((rows, 4 * hidden) if save >= 2 else (0,)),
+    )
+
+
+@torch.library.register_fake("lath::lowrank_lstm_backward")
+def _(
+    dy, dhn, dcn, x, h0, c0, y, c, gates, v_in, u_in, v, u, bias_in, bias, batch_sizes, reverse=False,
+    batch_first=False, mask=255, association=0,
+):  # fmt: skip
+    name = "lowrank_lstm_backward"
+    rows, batch, hidden = _check_lstm(
+        name, x, h0, c0, v_in, u_in, v, u, bias_in, bias, batch_sizes, batch_first
+    )
+    check_dtypes(name, "x", x, y=y)
+    _check_shape(name, "y", y, (*x.shape[:-1], hidden), "the leading dimensions of x, then the units")
+    if dy.numel() != 0:
+        check_dtypes(name, "x", x, dy=dy)
+        _check_shape(name, "dy", dy, (*x.shape[:-1], hidden), "the leading dimensions of x, then the units")
+    _check_state(name, "dhn", dhn, batch, hidden, x)
+    _check_state(name, "dcn", dcn, batch, hidden, x)
+    if rows != 0:
+        check_dtypes(name, "x", x, c=c)
+        _check_shape(name, "c", c, (rows, hidden), "({}, {}) as the forward kept it")
+    if gates.numel() != 0:
+        check_dtypes(name, "x", x, gates=gates)
+        _check_shape(name, "gates", gates, (rows, 4 * hidden), "({}, {}) as the forward kept it, or no elements")
+    _expect(0 <= mask <= 255, name, "mask", lambda: f"got {mask}, expected 0 to 255")
+    state, no_v_in = (batch, hidden), v_in.numel() == 0
+    shapes = (x.shape, state, state, (0,) if no_v_in else v_in.shape, u_in.shape, v.shape, u.shape, u.shape[:1])
+    return tuple(x.new_empty(shape if mask >> bit & 1 else (0,)) for bit, shape in enumerate(shapes))
