@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modules whose weights are thin."""
 
+from .attention import LowRankMultiheadAttention
 from .conv import LowRankConv2d
 from .linear import LowRankLinear
 
-__all__ = ["LowRankConv2d", "LowRankLinear"]
+__all__ = ["LowRankConv2d", "LowRankLinear", "LowRankMultiheadAttention"]
