@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds what the build and the demo need beyond Python packages, and fetches it when the machine lacks it.
 
-    python3 tools/fetch.py fashion-mnist|googletest|pip
+    python3 tools/fetch.py austen|fashion-mnist|googletest|pip
 
 prints the folder that holds it. Looked up in this order: the environment variable, the place where the system package
 installs it, the folder of this checkout that git ignores, and last the archive of Debian or Ubuntu: the package is
@@ -47,6 +47,14 @@ class Resource:
 
 
 RESOURCES = {
+    "austen": Resource(
+        package="r-cran-janeaustenr",
+        variable="LATH_AUSTEN",
+        installed=Path("/usr/lib/R/site-library/janeaustenr/data"),
+        local=ROOT / "data" / "austen",
+        pattern="Rdata.rdb",
+        purpose="the language models are trained on its six novels",
+    ),
     "fashion-mnist": Resource(
         package="dataset-fashion-mnist",
         variable="LATH_FASHION_MNIST",

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The factor pairs of a model: every weight that is a product, whatever layer holds it.
 
-A pair is two parameters of one layer, named alike but for a ``v`` and a ``u``: ``weight_v`` and ``weight_u`` of a linear
-layer or a convolution, ``weight_hh_v_l0`` and ``weight_hh_u_l0`` of an LSTM. Where v has more rows than u has columns,
-it holds several products on top of each other, as of the groups of a convolution or of query, key and value.
+A pair is two parameters of one layer, named alike but for a ``v`` and a ``u``: ``weight_v`` and ``weight_u`` of a
+linear layer or a convolution, ``weight_hh_v_l0`` and ``weight_hh_u_l0`` of an LSTM. Where v has more rows than u has
+columns, it holds several products on top of each other, as of the groups of a convolution or of query, key and value.
 """
 
 from __future__ import annotations

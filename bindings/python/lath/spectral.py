@@ -170,7 +170,8 @@ def ranks_for_budget(
         model: with dense linear layers and 2-d convolutions, which stay as they are.
         share: of the numbers in the selected weights, above 0 and at most 1.
         conv: as in ``lath.LowRank``.
-        include, exclude: as for ``lath.convert``.
+        include: as for ``lath.convert``.
+        exclude: as for ``lath.convert``.
 
     Raises:
         TypeError: an argument of a wrong type.
