@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import _attention, _fast_path
 from .costs import break_even
 from .factor import Decomposition, conv_matrix
-from .nn import LowRankConv2d, LowRankLinear
-from .nn.factored import Factored
+from .nn import LowRankConv2d, LowRankLinear, LowRankMultiheadAttention
 from .report import LayerReport, Report, describe
 from .specs import LowRank
-from .survey import DENSE, Site, survey
+from .survey import DENSE, THIN, Site, survey
 
 Predicate = Callable[[str, nn.Module], bool]
 Pattern = str | re.Pattern | Predicate
@@ -42,19 +42,32 @@ _HOOKS = (
 )
 
 # Arguments of the smallest layer of each class.
-_SMALLEST = {nn.Linear: (1, 1), LowRankLinear: (1, 1, 1), nn.Conv2d: (1, 1, 1), LowRankConv2d: (1, 1, 1, 1)}
+_SMALLEST = {
+    nn.Linear: (1, 1),
+    LowRankLinear: (1, 1, 1),
+    nn.Conv2d: (1, 1, 1),
+    LowRankConv2d: (1, 1, 1, 1),
+    nn.MultiheadAttention: (1, 1),
+    LowRankMultiheadAttention: (1, 1, 1),
+}
+
+_LOW_RANK = {
+    nn.Linear: LowRankLinear,
+    nn.Conv2d: LowRankConv2d,
+    nn.MultiheadAttention: LowRankMultiheadAttention,
+}
 
 
 def convert(model: nn.Module, spec: LowRank, include: Selection = None, exclude: Selection = None) -> Report:
-    """Replace the ``nn.Linear`` and ``nn.Conv2d`` layers of ``model`` by low-rank ones, in place.
+    """Replace ``nn.Linear``, ``nn.Conv2d`` and ``nn.MultiheadAttention`` in ``model`` by low-rank layers, in place.
 
     A layer stays as it is, with the reason in the report, when the form would not make it cheaper, when it is a
     depthwise convolution, when its weight is tied or parametrized, when it is lazy, quantized or a subclass with a
-    forward of its own, and inside modules that read the weights of their children: ``nn.MultiheadAttention``,
-    ``nn.TransformerEncoderLayer`` and the fused modules of ``torch.ao.nn.intrinsic``. A module that is registered in
-    several places is converted once and stays shared. Hooks, ``requires_grad``, training mode, dtype and device are
-    carried over; hooks on parameters are not, and an optimizer must be made anew, because the parameters are new.
-    Converting again is harmless.
+    forward of its own, and inside modules that read the weights of their children, like the fused modules of
+    ``torch.ao.nn.intrinsic``. Encoders of torch with a converted layer leave their fused inference path. A module that
+    is registered in several places is converted once and stays shared. Hooks, ``requires_grad``, training mode, dtype
+    and device are carried over; hooks on parameters are not, and an optimizer must be made anew, because the parameters
+    are new. Converting again is harmless.
 
     All new layers are built before the first one is put in: after an error the model is as it was.
 
@@ -84,7 +97,7 @@ def convert(model: nn.Module, spec: LowRank, include: Selection = None, exclude:
     _skip_ends(reasons, spec)
 
     rows: list[LayerReport] = []
-    replacements: list[tuple[Site, Factored]] = []
+    replacements: list[tuple[Site, nn.Module]] = []
     for site, reason in zip(sites, reasons, strict=True):
         built = None
         if reason is None:
@@ -95,6 +108,7 @@ def convert(model: nn.Module, spec: LowRank, include: Selection = None, exclude:
     for site, built in replacements:
         _carry_over(site.module, built)
         site.put(built)
+    _fast_path.update(model, THIN)
     return Report(rows, model)
 
 
@@ -113,10 +127,11 @@ def restore(model: nn.Module) -> list[str]:
             a low-rank one: a separable convolution with vertical padding and an inner bias.
     """
     _check_model(model, "restore")
-    replacements = [(site, _dense(site)) for site in survey(model) if isinstance(site.module, Factored)]
+    replacements = [(site, _dense(site)) for site in survey(model) if isinstance(site.module, THIN)]
     for site, dense in replacements:
         _carry_over(site.module, dense)
         site.put(dense)
+    _fast_path.update(model, THIN)
     return [site.name for site, _ in replacements]
 
 
@@ -131,13 +146,16 @@ def dense_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
         ValueError: no dense layer has the function of a low-rank one, see :func:`restore`.
     """
     layers = {f"{name}." if name else "": m for name, m in model.named_modules(remove_duplicate=False)}
-    layers = {prefix: module for prefix, module in layers.items() if isinstance(module, Factored)}
+    layers = {prefix: module for prefix, module in layers.items() if isinstance(module, THIN)}
     state = model.state_dict()
     dense: OrderedDict[str, Any] = OrderedDict()
     for key, value in state.items():
         prefix, leaf = key[: key.rfind(".") + 1], key[key.rfind(".") + 1 :]
         if prefix not in layers:
             dense[key] = value
+        elif _attention.is_attention(layers[prefix]):
+            entries = _attention.dense_entries(layers[prefix], leaf)
+            dense.update((f"{prefix}{name}", entry) for name, entry in entries.items())
         elif leaf == "weight_v":
             with torch.no_grad():
                 weight, bias = _named(prefix[:-1], layers[prefix].merged)
@@ -164,8 +182,8 @@ def _named(name: str, make: Callable[[], Any]) -> Any:
 def _check_model(model: object, what: str) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"lath.{what}: model is {type(model).__name__}, expected torch.nn.Module")
-    if isinstance(model, (*DENSE, Factored)):
-        low_rank = LowRankConv2d if isinstance(model, nn.Conv2d) else LowRankLinear
+    if isinstance(model, (*DENSE, *THIN)):
+        low_rank = next((thin for dense, thin in _LOW_RANK.items() if isinstance(model, dense)), type(model))
         other = f"{low_rank.__name__}.from_dense(model, rank)" if what == "convert" else "model.to_dense()"
         raise ValueError(
             f"lath.{what}: model is itself a {type(model).__name__}, which cannot be replaced in place; "
@@ -195,7 +213,7 @@ def _predicate(pattern: object, what: str) -> Predicate:
 
 
 def _already(site: Site) -> str | None:
-    return "already low-rank" if isinstance(site.module, Factored) else None
+    return "already low-rank" if isinstance(site.module, THIN) else None
 
 
 def _select(
@@ -224,9 +242,11 @@ def _skip_ends(reasons: list[str | None], spec: LowRank) -> None:
         reasons[i] = f"one of the last {spec.skip_last}"
 
 
-def _build(site: Site, spec: LowRank) -> tuple[Factored | None, str | None]:
+def _build(site: Site, spec: LowRank) -> tuple[nn.Module | None, str | None]:
     """The replacement of a layer, or None and the reason why there is none."""
     module = site.module
+    if isinstance(module, nn.MultiheadAttention):
+        return _attention.build(site.name, module, spec)
     is_conv = isinstance(module, nn.Conv2d)
     weight = module.weight.detach()
     matrix = conv_matrix(weight, spec.conv, module.groups) if is_conv else weight

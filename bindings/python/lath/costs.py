@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import _conv, ops
+from . import _attention, _conv, ops
 from .factor import break_even_rank, conv_break_even_rank
 from .nn import LowRankConv2d
 from .nn.factored import Factored
@@ -67,6 +67,8 @@ def is_conv(module: nn.Module) -> bool:
 
 def sizes(module: nn.Module) -> tuple[int, int]:
     """Features, or channels, of x and of y."""
+    if _attention.is_attention(module):
+        return module.embed_dim, module.embed_dim
     if is_conv(module):
         return module.in_channels, module.out_channels
     return module.in_features, module.out_features
@@ -74,6 +76,8 @@ def sizes(module: nn.Module) -> tuple[int, int]:
 
 def dense_numel(module: nn.Module) -> int:
     """Numbers in the dense weight, which are its multiply-adds for a row."""
+    if _attention.is_attention(module):
+        return _attention.dense_numel(module)
     in_size, out_size = sizes(module)
     if not is_conv(module):
         return in_size * out_size
@@ -82,6 +86,8 @@ def dense_numel(module: nn.Module) -> int:
 
 def break_even(module: nn.Module, mode: str = "separable") -> int:
     """The largest rank whose factors cost less than the dense weight; ``mode`` is for convolutions that are dense."""
+    if _attention.is_attention(module):
+        return _attention.break_even(module)
     if not is_conv(module):
         return break_even_rank(*sizes(module))
     mode = getattr(module, "mode", mode)
@@ -93,16 +99,23 @@ def work(module: nn.Module, calls: list[Call] | None) -> Work:
     dense = dense_numel(module)
     if calls is None:
         return Work(None, _macs_of_a_row(module), dense, None)
-    rows = sum(_rows(module, call) for call in calls)
     if not calls:
         return Work(0, 0, 0, None)
+    if _attention.is_attention(module):
+        rows, macs, dense, kernel = _attention.rows_and_macs(module, calls)
+        return Work(rows, macs, dense, kernel, None if kernel == "dense" else _why(kernel, macs, dense))
+    rows = sum(_rows(module, call) for call in calls)
     if not isinstance(module, Factored):
         return Work(rows, rows * dense, rows * dense, "dense")
     plan = _plan_conv if is_conv(module) else _plan_linear
     plans = [plan(module, call) for call in calls]
     kernel, macs = plans[0][0], sum(macs for _, macs in plans)
-    saved = f"{rows * dense / max(1, macs):.1f}x fewer multiply-adds"
-    return Work(rows, macs, rows * dense, kernel, _WHY.get(kernel, saved))
+    return Work(rows, macs, rows * dense, kernel, _why(kernel, macs, rows * dense))
+
+
+def _why(kernel: str, macs: int, dense_macs: int) -> str:
+    """What speaks for the kernel of a low-rank layer."""
+    return _WHY.get(kernel, f"{dense_macs / max(1, macs):.1f}x fewer multiply-adds")
 
 
 def _rows(module: nn.Module, call: Call) -> int:
@@ -138,6 +151,8 @@ def _plan_conv(module: LowRankConv2d, call: Call) -> tuple[str, int]:
 
 def _macs_of_a_row(module: nn.Module) -> int:
     """Away from borders; a separable pair computes the rows that the vertical stride skips in its second half."""
+    if _attention.is_attention(module):
+        return _attention.macs_of_a_row(module)
     if not isinstance(module, Factored) or module._dense_is_cheaper():
         return dense_numel(module)
     separable = isinstance(module, LowRankConv2d) and module.mode == "separable"

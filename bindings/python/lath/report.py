@@ -12,30 +12,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import _attention
 from .costs import Call, break_even, dense_numel, is_conv, sizes, work
 from .nn.factored import Factored
-from .survey import survey
+from .survey import THIN, survey
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One linear layer or convolution.
+    """One linear layer, convolution or attention.
 
     Attributes:
         name: qualified name, the first one if the module is shared.
         kind: class of the module.
-        in_features, out_features: features of a linear layer, channels of a convolution; a lazy module has 0 before its
-            first call.
+        in_features, out_features: features of a linear layer, channels of a convolution, the embedding of attention; a
+            lazy module has 0 before its first call.
         kernel_size, stride, groups: of a convolution, else None.
         mode: form of a low-rank convolution, else None.
-        rank: None for a dense layer; that of one group for a convolution.
+        rank: None for a dense layer; that of one group for a convolution, of each projection for attention.
         break_even: the largest rank at which factors cost less than the dense weight; for a dense convolution in the
             form that ``lath.convert`` was asked for, else separable.
         parameters, dense_parameters: numbers now, and in the dense layer of the same function.
         bytes, dense_bytes: memory of these.
-        rows: rows, or output pixels, per run of the model, over all calls of the layer; None if it was not run.
+        rows: rows, output pixels or queries per run of the model, over all calls of the layer; None if it was not run.
         input_shape: of the first call, or None.
-        macs, dense_macs: multiply-adds per run of the model; for one row or output pixel if the model was not run.
+        macs, dense_macs: multiply-adds per run of the model; for one row or output pixel if the model was not run. Of
+            attention, those of the projections.
         kernel: the route the planner takes for the first call ("dense" for a dense layer), or None.
         why: what speaks for the route of a low-rank layer, or None.
         reason: why the layer is dense or was left, or None.
@@ -230,6 +232,9 @@ def describe(
         has_bias = module.bias is not None or module.inner_bias is not None
         dense_count = dense_numel(module) + out_size * has_bias
         dense_size = dense_count * module.weight_v.element_size()
+    elif _attention.is_attention(module) and isinstance(module, THIN):
+        dense_count = _attention.dense_parameters(module)
+        dense_size = dense_count * module.out_proj.weight_v.element_size()
     done = work(module, calls)
     conv = is_conv(module)
     return LayerReport(
@@ -241,7 +246,7 @@ def describe(
         stride=tuple(module.stride) if conv else None,
         groups=module.groups if conv else None,
         mode=getattr(module, "mode", None) if conv else None,
-        rank=module.rank if isinstance(module, Factored) else None,
+        rank=module.rank if isinstance(module, THIN) else None,
         break_even=break_even(module, mode),
         parameters=count,
         dense_parameters=dense_count,
@@ -267,6 +272,9 @@ def _run(model: nn.Module, modules: list[nn.Module], inputs: Any) -> dict[int, l
     calls: dict[int, list[Call]] = defaultdict(list)
 
     def record(module: nn.Module, args: tuple, kwargs: dict, y: Any) -> None:
+        if _attention.is_attention(module):
+            calls[id(module)].append(_attention.AttentionCall.of(args, kwargs))
+            return
         x = args[0] if args else next(iter(kwargs.values()))
         if isinstance(y, Tensor):  # a subclass may return anything
             calls[id(module)].append(Call.of(x, y))

@@ -14,11 +14,17 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from . import _attention
+from .nn import LowRankMultiheadAttention
 from .nn.factored import Factored
 
-DENSE = (nn.Linear, nn.Conv2d)
+DENSE = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
+THIN = (Factored, LowRankMultiheadAttention)
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+# What ends a chain of attributes that reads a weight.
+_READ = {"weight", *_attention.WEIGHTS}
 
 # Packages of torch known by name, because loading them is slow and they are on their way out of torch.
 _FUSED = "torch.ao.nn.intrinsic."
@@ -45,21 +51,23 @@ class Site:
 
 
 def survey(model: nn.Module) -> list[Site]:
-    """Every linear layer and 2-d convolution below ``model``, dense (subclasses too), low-rank or quantized.
+    """Every linear layer, 2-d convolution and attention below ``model``, dense (subclasses too), low-rank or quantized.
 
-    Each module once, in model order.
+    Each module once, in model order. The output projection of attention is part of it.
     """
     sites: dict[int, Site] = {}
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in modules.items():
-        if name and (isinstance(module, (*DENSE, Factored)) or _is_quantized(module)):
+        if name and (isinstance(module, (*DENSE, *THIN)) or _is_quantized(module)):
             parent, _, key = name.rpartition(".")
+            if _attention.is_attention(modules[parent]):
+                continue
             site = sites.setdefault(id(module), Site(module))
             site.names.append(name)
             site.places.append((modules[parent], key))
     owners = _owners(model)
     for site in sites.values():
-        if not isinstance(site.module, Factored):
+        if not isinstance(site.module, THIN):
             site.reason = _reader(site, modules) or _obstacle(site, owners)
     return list(sites.values())
 
@@ -92,12 +100,13 @@ def _owners(model: nn.Module) -> dict[object, set[str]]:
 
 
 def _reader(site: Site, modules: dict[str, nn.Module]) -> str | None:
-    """A module above that would look for the weight in vain, as nn.MultiheadAttention for that of its projection."""
+    """A module above that would look for the weight in vain, as the attention of a Swin transformer."""
+    weights = _attention.WEIGHTS if isinstance(site.module, nn.MultiheadAttention) else ("weight",)
     for name in site.names:
         parts = name.split(".")
         for i in range(len(parts)):
             kind = type(modules[".".join(parts[:i])])
-            if ".".join([*parts[i:], "weight"]) in _weights_read(kind):
+            if not _weights_read(kind).isdisjoint(".".join([*parts[i:], weight]) for weight in weights):
                 return f"{kind.__name__} reads its weight directly"
     return None
 
@@ -106,14 +115,17 @@ def _reader(site: Site, modules: dict[str, nn.Module]) -> str | None:
 def _weights_read(kind: type[nn.Module]) -> frozenset[str]:
     """The weights of modules below that ``forward`` and what it calls of the class read.
 
-    ``self.proj.weight`` in the code gives "proj.weight".
+    ``self.proj.weight`` in the code gives "proj.weight". That of nn.TransformerEncoderLayer reads weights for the fused
+    path alone, which converted layers do not take.
     """
     found, names = set(), ["forward"]
     for name in names:  # grows on the way
         for ancestor in kind.__mro__[: kind.__mro__.index(nn.Module)]:
-            for chain in _attributes(ancestor.__dict__.get(name)):
-                if "weight" in chain:
-                    found.add(".".join(chain[: chain.index("weight") + 1]))
+            member = ancestor.__dict__.get(name)
+            for chain in _attributes(member):
+                end = next((i for i, link in enumerate(chain, 1) if link in _READ), None)
+                if end and member is not nn.TransformerEncoderLayer.forward:
+                    found.add(".".join(chain[:end]))
                 if chain[0] not in names:
                     names.append(chain[0])
     return frozenset(found)
@@ -139,18 +151,27 @@ def _obstacle(site: Site, owners: dict[object, set[str]]) -> str | None:
             return f"part of a fused {type(parent).__name__}"
     if _is_quantized(module):
         return "quantized"
-    if parametrize.is_parametrized(module):
+    parts = _attention.parts(module)
+    if any(map(parametrize.is_parametrized, parts)):
         return "parametrized"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         return "lazy: its sizes are unknown before the first call"
     if type(module) not in DENSE:
         dense = next(kind for kind in DENSE if isinstance(module, kind))
         return f"a subclass of nn.{dense.__name__}: {type(module).__name__}"
-    if set(module._parameters) != {"weight", "bias"} or module._buffers or module._modules:
+    if _is_altered(module):
         return "its weight is computed from other tensors (weight norm, pruning)"
-    if not {"forward", "_conv_forward"}.isdisjoint(module.__dict__):
+    if any(not {"forward", "_conv_forward"}.isdisjoint(part.__dict__) for part in parts):
         return "its forward was replaced on the instance"
-    return _weight_obstacle(module.weight) or _tie(module, owners) or _form_obstacle(module)
+    weights = (p for part in parts for key, p in part._parameters.items() if p is not None and "bias" not in key)
+    reasons = *map(_weight_obstacle, weights), *(_tie(part, owners) for part in parts), _form_obstacle(module)
+    return next(filter(None, reasons), None)
+
+
+def _is_altered(module: nn.Module) -> bool:
+    if isinstance(module, nn.MultiheadAttention):
+        return _attention.is_altered(module)
+    return set(module._parameters) != {"weight", "bias"} or bool(module._buffers or module._modules)
 
 
 def _form_obstacle(module: nn.Module) -> str | None:
