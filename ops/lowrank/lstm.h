@@ -49,6 +49,7 @@ struct lath_lstm_weights {
   const struct lath_lowrank_lstm *a;
   const struct lath_kernels *kernels;
   int64_t groups, gates, columns; /* of units; 4 lanes groups; width of [r | s] */
+  int64_t s_rows;                 /* floats between rows of [r | s] */
   struct lath_lstm_part hidden, input;
   float *interleaved, *bias; /* (gates, columns), (gates) */
   struct lath_panels panels; /* of w^T, one group wide each */
@@ -64,7 +65,7 @@ static inline int64_t lath_lstm_interleaved(const struct lath_lstm_weights *w, i
   return (unit / lanes * 4 + gate) * lanes + unit % lanes;
 }
 
-/* [r | s], rows `columns` floats apart, of m rows of h or x with the given distance. */
+/* [r | s], rows `s_rows` floats apart, of m rows of h or x with the given distance. */
 void lath_lstm_part_fill(const struct lath_lstm_weights *weights, const struct lath_lstm_part *part, int64_t m,
                          const float *from, int64_t s_from, float *a, float *scratch);
 

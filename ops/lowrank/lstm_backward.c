@@ -78,7 +78,7 @@ static void take_sums(struct backward *b, struct lath_arena *arena) {
 
 static void take_worker_buffers(struct backward *b, struct lath_arena *arena) {
   const int64_t rows = b->chunk * b->block_rows;
-  b->rows_size = rows * b->w.columns;
+  b->rows_size = rows * b->w.s_rows;
   b->s_gates = b->w.gates + LATH_CACHE_LINE / (int64_t)sizeof(float);
   b->gates_size = rows * b->s_gates;
   b->h_size = rows * b->a->hidden;
@@ -167,7 +167,7 @@ static void form_gates(const struct chunk *k) {
   if (a->gates) return;
   const struct lath_product product = {.m = k->rows,
                                        .a = k->rows_of,
-                                       .s_a = w->columns,
+                                       .s_a = w->s_rows,
                                        .b = &w->panels,
                                        .bias = w->bias,
                                        .c = k->gates,
@@ -198,7 +198,7 @@ static void step_back(const struct chunk *k, const struct step *s) {
   const struct backward *b = k->b;
   const struct lath_lstm_weights *w = &b->w;
   const int64_t h = b->a->hidden, lanes = w->kernels->lanes;
-  float *d_gates = k->gates + s->at * b->s_gates, *d_rows = k->d_rows + s->at * w->columns, *dh = b->dh + k->from * h;
+  float *d_gates = k->gates + s->at * b->s_gates, *d_rows = k->d_rows + s->at * w->s_rows, *dh = b->dh + k->from * h;
   const float *kept = b->a->gates ? (const float *)b->a->gates + (s->row + k->from) * 4 * h : NULL;
   form_dh(k, s);
   const struct lath_lstm_cells_back cells = {.gates = kept ? kept : d_gates,
@@ -214,22 +214,22 @@ static void step_back(const struct chunk *k, const struct step *s) {
                                              .dc = b->dc + k->from * h,
                                              .s_dc = h};
   w->kernels->lstm_cells_back(s->m, h, &cells, d_gates, b->s_gates);
-  multiply(k, s->m, d_gates, b->s_gates, &b->back, d_rows, w->columns);
+  multiply(k, s->m, d_gates, b->s_gates, &b->back, d_rows, w->s_rows);
   if (w->hidden.factored)
-    multiply(k, s->m, d_rows, w->columns, &b->v_back, dh, h);
+    multiply(k, s->m, d_rows, w->s_rows, &b->v_back, dh, h);
   else
-    copy_rows(s->m, h, d_rows, w->columns, dh, h);
+    copy_rows(s->m, h, d_rows, w->s_rows, dh, h);
 }
 
 static void write_dx(const struct chunk *k, const struct step *s) {
   const struct lath_lowrank_lstm *a = k->b->a;
   const struct lath_lstm_weights *w = &k->b->w;
-  const float *ds = k->d_rows + s->at * w->columns + w->input.column;
+  const float *ds = k->d_rows + s->at * w->s_rows + w->input.column;
   float *dx = (float *)a->dx + lath_lstm_at(a, s->t, s->row, a->s_dx_step, a->s_dx_row) + k->from * a->s_dx_row;
   if (w->input.factored)
-    multiply(k, s->m, ds, w->columns, &k->b->v_in_back, dx, a->s_dx_row);
+    multiply(k, s->m, ds, w->s_rows, &k->b->v_in_back, dx, a->s_dx_row);
   else
-    copy_rows(s->m, a->in, ds, w->columns, dx, a->s_dx_row);
+    copy_rows(s->m, a->in, ds, w->s_rows, dx, a->s_dx_row);
 }
 
 /* sums (m, n) += a^T b over the rows of the chunk. */
@@ -254,13 +254,12 @@ static void add_sums(const struct chunk *k) {
   const struct lath_lstm_weights *w = &b->w;
   const struct lath_lowrank_lstm *a = b->a;
   if (a->du || a->du_in || lath_lstm_is_merged(&w->hidden) || lath_lstm_is_merged(&w->input))
-    add_product(k, w->gates, k->gates, b->s_gates, w->columns, k->rows_of, w->columns, b->dw + k->block * b->dw_size);
+    add_product(k, w->gates, k->gates, b->s_gates, w->columns, k->rows_of, w->s_rows, b->dw + k->block * b->dw_size);
   if (a->d_bias) w->kernels->add_rows(k->rows, w->gates, k->gates, b->s_gates, b->d_bias + k->block * w->gates);
   if (a->dv && w->hidden.factored)
-    add_product(k, a->rank, k->d_rows, w->columns, a->hidden, k->h, a->hidden, b->dv + k->block * b->dv_size);
+    add_product(k, a->rank, k->d_rows, w->s_rows, a->hidden, k->h, a->hidden, b->dv + k->block * b->dv_size);
   if (a->dv_in && w->input.factored)
-    add_product(k, a->in_rank, k->d_rows + w->input.column, w->columns, a->in, k->x, a->in,
-                b->dv_in + k->block * b->dv_in_size);
+    add_product(k, a->in_rank, k->d_rows + w->input.column, w->s_rows, a->in, k->x, a->in, b->dv_in + k->block * b->dv_in_size);
 }
 
 static void run_chunk(struct chunk *k, const struct step *steps, int64_t count) {

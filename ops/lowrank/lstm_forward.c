@@ -33,7 +33,7 @@ static void take(struct forward *f, const struct lath_lowrank_lstm *a, const str
   f->workers = lath_lstm_smaller(lath_host_workers(host, macs_of(&f->w)), lath_lstm_larger(1, a->batch));
   f->h = a->hn ? a->hn : lath_take(arena, a->batch, a->hidden);
   f->c = a->cn ? a->cn : lath_take(arena, a->batch, a->hidden);
-  f->rows_size = lath_lstm_smaller(BLOCK_ROWS, a->batch) * f->w.columns;
+  f->rows_size = lath_lstm_smaller(BLOCK_ROWS, a->batch) * f->w.s_rows;
   f->gates_size = (int64_t)LATH_MAX_ROWS * f->w.panels.width;
   f->scratch_size = lath_product_scratch(f->w.kernels);
   f->rows = lath_take(arena, f->workers, f->rows_size);
@@ -61,8 +61,8 @@ static void run_tile(const struct step *s, const struct lath_lstm_cells *cells, 
   const struct lath_lstm_weights *w = &f->w;
   const struct lath_tile tile = {.k = w->columns,
                                  .n = w->panels.width,
-                                 .a = s->rows + from * w->columns,
-                                 .s_a = w->columns,
+                                 .a = s->rows + from * w->s_rows,
+                                 .s_a = w->s_rows,
                                  .b = w->panels.packed + group * w->columns * w->panels.width,
                                  .s_b = w->panels.width,
                                  .c = s->gates,

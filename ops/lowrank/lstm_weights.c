@@ -5,11 +5,14 @@
 #include "core/check.h"
 #include "lowrank/lstm.h"
 
-/* Columns of w that hold fewer multiply-adds a row: through the factors, or merged (docs/planner.md). */
+/* Whether a step goes through the factors, or through their product, which is formed once per call. Two products after each other cost some
+ * 3 % more than one of as many multiply-adds (docs/planner.md). */
 static int is_factored(const struct lath_lowrank_lstm *a, int64_t from, int64_t rank) {
   if (rank == 0) return 0;
   if (a->association != LATH_AUTO) return a->association == LATH_FACTORED;
-  return rank * (from + 4 * a->hidden) <= 4 * a->hidden * from;
+  const double rows = (double)a->steps * (double)a->batch, gates = 4.0 * (double)a->hidden;
+  const double factored = rows * (double)rank * ((double)from + gates), merged = (rows + (double)rank) * gates * (double)from;
+  return 1.03 * factored <= merged;
 }
 
 static void take_part(struct lath_lstm_part *p, const struct lath_lstm_weights *w, const struct lath_host *host,
@@ -26,6 +29,9 @@ static void take_part(struct lath_lstm_part *p, const struct lath_lstm_weights *
   lath_arena_cover(arena, &rest);
 }
 
+/* Rows that are read side by side, and across: not at a distance at which they compete for the same lines of L1. */
+static int64_t row_stride(int64_t length) { return length % 64 == 0 ? length + 16 : length; }
+
 void lath_lstm_weights_take(struct lath_lstm_weights *w, const struct lath_lowrank_lstm *a, const struct lath_host *host,
                             struct lath_arena *arena) {
   const int64_t lanes = lath_kernels()->lanes;
@@ -37,6 +43,7 @@ void lath_lstm_weights_take(struct lath_lstm_weights *w, const struct lath_lowra
   take_part(&w->input, w, host, arena);
   w->input.column = w->hidden.width;
   w->columns = w->hidden.width + w->input.width;
+  w->s_rows = row_stride(w->columns);
   w->interleaved = lath_take(arena, w->gates, w->columns);
   w->bias = lath_take(arena, 1, w->gates);
   w->panels = (struct lath_panels){.n = w->gates, .k = w->columns, .width = 4 * lanes, .vecs = 4};
@@ -85,10 +92,10 @@ lath_status lath_lstm_weights_fill(struct lath_lstm_weights *w, const struct lat
 void lath_lstm_part_fill(const struct lath_lstm_weights *w, const struct lath_lstm_part *p, int64_t m, const float *from,
                          int64_t s_from, float *a, float *scratch) {
   if (!p->factored) {
-    for (int64_t r = 0; r < m; r++) memcpy(a + r * w->columns + p->column, from + r * s_from, (size_t)p->width * sizeof(float));
+    for (int64_t r = 0; r < m; r++) memcpy(a + r * w->s_rows + p->column, from + r * s_from, (size_t)p->width * sizeof(float));
     return;
   }
   const struct lath_product product = {
-      .m = m, .a = from, .s_a = s_from, .b = &p->panels, .c = a + p->column, .s_c = w->columns, .scratch = scratch};
+      .m = m, .a = from, .s_a = s_from, .b = &p->panels, .c = a + p->column, .s_c = w->s_rows, .scratch = scratch};
   lath_multiply(w->kernels, &product);
 }
