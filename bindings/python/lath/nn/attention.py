@@ -229,13 +229,13 @@ class LowRankMultiheadAttention(Module):
             device=weights[0].device,
             dtype=weights[0].dtype,
         )
-        *in_proj, out_proj = decompositions or (None,) * 4
-        layer.out_proj = LowRankLinear.from_dense(module.out_proj, rank, inner_bias, init=init, decomposition=out_proj)
         if init == "svd" and not weights[0].is_meta:
             if decompositions is None:
-                in_proj = [Decomposition.of(weight, f"{_NAME}.from_dense") for weight in weights[:3]]
+                decompositions = [Decomposition.of(weight, f"{_NAME}.from_dense") for weight in weights]
+            *in_proj, out_proj = decompositions
             layer._set_factors(in_proj)
             layer._copy_plain(module)
+            layer.out_proj = LowRankLinear.from_dense(module.out_proj, rank, inner_bias, decomposition=out_proj)
         layer._copy_requires_grad(module)
         return layer.train(module.training)
 
@@ -255,7 +255,10 @@ class LowRankMultiheadAttention(Module):
             if dense is None:  # a factor, or an inner bias
                 dense = module.in_proj_weight
             if dense is None:
-                dense = getattr(module, f"{name[0]}_proj_weight")
+                dense = getattr(module, f"{name[0]}_proj_weight", module.q_proj_weight)
+            parameter.requires_grad_(dense.requires_grad)
+        for name, parameter in self.out_proj.named_parameters():
+            dense = module.out_proj.bias if name == "bias" else module.out_proj.weight
             parameter.requires_grad_(dense.requires_grad)
 
     def to_dense(self) -> MultiheadAttention:
@@ -412,9 +415,9 @@ class LowRankMultiheadAttention(Module):
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """q, k and v, in the shapes of the inputs."""
-        if query is key and key is value and self._shares_product(query, 3):
-            return self._project_at_once(query, 0, 3)
-        if key is value and self._shares_product(key, 2):
+        if key is value and self._shares_product(key, 3 if query is key else 2):
+            if query is key:
+                return self._project_at_once(query, 0, 3)
             return self._project_at_once(query, 0, 1) + self._project_at_once(key, 1, 2)
         biases, inner_biases = self._parts(self.in_proj_bias), self._parts(self.in_proj_inner_bias)
         operands = zip((query, key, value), self.in_proj_factors(), biases, inner_biases, strict=True)
