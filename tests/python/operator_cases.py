@@ -82,6 +82,26 @@ def conv_backward_arguments(dtype: torch.dtype) -> list:
     return [random(*y.shape, dtype=dtype, seed=1), x, v, u, inner_bias, p, *GEOMETRY, 31]
 
 
+# A packed LSTM whose extents are all different: three samples of 3, 2 and 1 steps.
+SAMPLES, FEATURES, IN_RANK, HIDDEN = [3, 2, 1], 5, 2, 7
+
+
+def lstm_operands(dtype: torch.dtype) -> list[Tensor]:
+    """x, h0, c0, the six weights and the batch sizes."""
+    batch, gates = SAMPLES[0], 4 * HIDDEN
+    shapes = [(sum(SAMPLES), FEATURES), (batch, HIDDEN), (batch, HIDDEN), (IN_RANK, FEATURES), (gates, IN_RANK)]
+    shapes += [(RANK, HIDDEN), (gates, RANK), (gates,), (gates,)]
+    operands = [random(*shape, dtype=dtype, seed=i) for i, shape in enumerate(shapes)]
+    return [*operands, torch.tensor(SAMPLES, device="cpu")]
+
+
+def lstm_backward_arguments(dtype: torch.dtype) -> list:
+    operands = lstm_operands(dtype)
+    y, hn, cn, c, gates = torch.ops.lath.lowrank_lstm_forward(*operands, False, False, 2, 0)
+    grads = [random(*t.shape, dtype=dtype, seed=i) for i, t in enumerate((y, hn, cn), 20)]
+    return [*grads, *operands[:3], y, c, gates, *operands[3:], False, False, 255, 0]
+
+
 # What the object for CUDA defines, where it is loaded; test_cuda.py has the cases.
 CUDA_OPERATORS = {"cuda_lowrank_linear_plan"}
 
@@ -94,6 +114,8 @@ CASES: dict[str, Callable[[torch.dtype], list]] = {
     "lowrank_conv2d": lambda d: [*conv_operands(d), *GEOMETRY],
     "lowrank_conv2d_forward": lambda d: [*conv_operands(d), *GEOMETRY, True],
     "lowrank_conv2d_backward": conv_backward_arguments,
+    "lowrank_lstm_forward": lambda d: [*lstm_operands(d), False, False, 2, 0],
+    "lowrank_lstm_backward": lstm_backward_arguments,
     "frobenius_decay": lambda d: list(factors(d)[1:]),
     "frobenius_decay_backward": decay_backward_arguments,
     "lowrank_linear_plan": lambda d: [ROWS, IN, RANK, OUT, 0, False],
@@ -105,14 +127,29 @@ TENSOR_CASES = [
 ]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
+# Without a kernel for CUDA, and without one for bfloat16: lath.ops deals with both.
+CPU_ONLY = {"lowrank_lstm_forward", "lowrank_lstm_backward"}
+CUDA_CASES = [name for name in TENSOR_CASES if name not in CPU_ONLY]
+
 every_device = pytest.mark.usefixtures("device")
 every_operator = pytest.mark.parametrize("name", TENSOR_CASES)
+every_cuda_operator = pytest.mark.parametrize("name", CUDA_CASES)
+every_operator_and_dtype = pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(n, d) for n in TENSOR_CASES for d in DTYPES if n not in CPU_ONLY or d != torch.bfloat16],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 
 
 def call(name: str, arguments: list) -> tuple:
     results = getattr(torch.ops.lath, name)(*arguments)
     return results if isinstance(results, tuple) else (results,)
+
+
+def skip_cpu_only(name: str) -> None:
+    if name in CPU_ONLY and torch.get_default_device().type == "cuda":
+        pytest.skip("its kernels are for the CPU")
 
 
 def argument_name(name: str, index: int) -> str:

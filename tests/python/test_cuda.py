@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import need_cuda
 from lath import _cuda
-from operator_cases import CASES, TENSOR_CASES, assert_same, every_operator
+from operator_cases import CASES, CUDA_CASES, assert_same, every_cuda_operator
 from oracles import assert_close_lowrank
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -44,7 +44,7 @@ def operands(dtype=torch.float32, shapes=SHAPES, device=None):
 # ---- without a GPU -------------------------------------------------------------------------------------------------
 
 
-@every_operator
+@every_cuda_operator
 def test_every_operator_has_a_kernel_for_cuda(name):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"lath::{name}", "CUDA")
 
@@ -55,7 +55,7 @@ def fake(arguments: list) -> list:
             for a in arguments]  # fmt: skip
 
 
-@every_operator
+@every_cuda_operator
 def test_shape_functions_on_cuda(name):
     arguments = CASES[name](torch.float32)
     with FakeTensorMode():
@@ -177,7 +177,7 @@ def test_operators_on_the_device(rows, dtype):
 
 
 @gpu
-@pytest.mark.parametrize("name", TENSOR_CASES)
+@pytest.mark.parametrize("name", CUDA_CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_same_result_as_on_the_cpu(name, dtype):
     with torch.device("cpu"):
@@ -316,7 +316,7 @@ def captured(action):
 
 
 @gpu
-@pytest.mark.parametrize("name", TENSOR_CASES)
+@pytest.mark.parametrize("name", CUDA_CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_capture_and_replay_of_every_operator(name, dtype):
     arguments = CASES[name](dtype)

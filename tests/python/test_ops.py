@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from operator_cases import CUDA_OPERATORS, every_device
+from operator_cases import CUDA_OPERATORS, every_device, skip_cpu_only
 from oracles import DTYPES, assert_close_lowrank, lowrank
 
 NONE = torch.empty(0)
@@ -109,6 +109,36 @@ def conv_backward_samples():
             yield (torch.randn_like(y), x, v, u, inner_bias, kept.to(p.dtype), *geometry, mask)
 
 
+def lstm_samples():
+    """Operands of an LSTM up to the flags: dtypes, layouts, absent operands, packed and padded, sizes at the low end."""
+
+    def weights(n, h, r, s, dtype=torch.float32):
+        shapes = ((s, n), (4 * h, s), (r, h), (4 * h, r), (4 * h,), (4 * h,))
+        return [torch.randn(n, dtype=dtype) for n in shapes]
+
+    for dtype in (torch.float32, torch.float64):
+        states = [torch.randn(3, 7, dtype=dtype) for _ in range(2)]
+        batch_sizes = torch.tensor([3, 2, 1])
+        yield [torch.randn(6, 5, dtype=dtype), *states, *weights(5, 7, 4, 2, dtype), batch_sizes, True, False]
+    for x in layouts((4, 3, 5), torch.float32).values():
+        yield [x, NONE, NONE, *weights(5, 7, 4, 2), NONE, False, False]
+        yield [x, NONE, torch.randn(4, 7), *weights(5, 7, 4, 2), NONE, True, True]
+    for steps, batch in ((1, 1), (0, 2), (2, 0)):
+        _, _, v, u, _, _ = weights(1, 1, 1, 1)
+        x = torch.randn(steps, batch, 1)
+        yield [x, NONE, NONE, NONE, torch.randn(4, 1), v, u, NONE, NONE, NONE, False, False]
+
+
+def lstm_backward_samples():
+    for sample in lstm_samples():
+        y, hn, cn, c, gates = ops.lowrank_lstm_forward(*sample, 2)
+        x, h0, c0, *weights = sample
+        kept = x, h0, c0, y, c
+        yield (torch.randn_like(y), torch.randn_like(hn), torch.randn_like(cn), *kept, gates, *weights, 255)
+        yield (torch.randn_like(y), NONE, NONE, *kept, NONE, *weights, 0b10101001, 2)
+        yield (NONE, NONE, torch.randn_like(cn), *kept, gates, *weights, 0b01010110, 1)
+
+
 SAMPLES = {
     "linear": lambda: ((x, dense_weight(v, u), bias) for x, v, u, bias, _ in lowrank_samples()),
     "lowrank_linear": lambda: ((*args, association) for args in lowrank_samples() for association in range(3)),
@@ -117,6 +147,8 @@ SAMPLES = {
     "lowrank_conv2d": conv_samples,
     "lowrank_conv2d_forward": lambda: ((*args, save) for args in conv_samples() for save in (True, False)),
     "lowrank_conv2d_backward": conv_backward_samples,
+    "lowrank_lstm_forward": lambda: ((*args, save) for args in lstm_samples() for save in range(3)),
+    "lowrank_lstm_backward": lstm_backward_samples,
     "frobenius_decay": lambda: ((v, u) for _, v, u, _, _ in lowrank_samples()),
     "frobenius_decay_backward": decay_backward_samples,
     "lowrank_linear_plan": lambda: [(64, 32, 8, 48), (1, 1, 1, 1, 2, True)],
@@ -136,6 +168,7 @@ def test_every_operator_has_samples():
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_opcheck(name):
+    skip_cpu_only(name)
     operator = getattr(ops, name).default
     for args in SAMPLES[name]():
         torch.library.opcheck(

@@ -16,13 +16,15 @@ import math
 import torch
 from torch import Tensor
 
-from . import _batching, _conv
+from . import _batching, _conv, _lstm
 
 _linear = torch.ops.lath.linear.default
 _forward = torch.ops.lath.lowrank_linear_forward.default
 _backward = torch.ops.lath.lowrank_linear_backward.default
 _conv2d_forward = torch.ops.lath.lowrank_conv2d_forward.default
 _conv2d_backward = torch.ops.lath.lowrank_conv2d_backward.default
+_lstm_forward = torch.ops.lath.lowrank_lstm_forward.default
+_lstm_backward = torch.ops.lath.lowrank_lstm_backward.default
 _frobenius = torch.ops.lath.frobenius_decay.default
 _frobenius_backward = torch.ops.lath.frobenius_decay_backward.default
 
@@ -182,6 +184,55 @@ class EagerLowRankConv2dFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         return (*((None,) * 5 if dy is None else _conv_backward(ctx, dy)), None, None)
+
+
+class LowRankLSTMFunction(torch.autograd.Function):
+    """``(y, hn, cn, c, gates) = apply(x, h0, c0, *weights, batch_sizes, reverse, batch_first, save, association)``.
+
+    The arguments are those of the operator, ``weights`` are six tensors; c and gates are not differentiable. A call
+    takes long enough for this class to serve eager calls too.
+    """
+
+    @staticmethod
+    def forward(*args):
+        return _lstm_forward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, reverse, batch_first, _, association = inputs
+        y, _, _, c, gates = output
+        ctx.flags, ctx.association = (reverse, batch_first), association
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(c, gates)
+        ctx.save_for_backward(*tensors, y, c, gates)
+
+    @staticmethod
+    def backward(ctx, dy, dhn, dcn, *_):
+        *needs, need_bias_in, need_bias = ctx.needs_input_grad[:9]
+        grads = dy, dhn, dcn
+        if all(grad is None for grad in grads):
+            return (None,) * 14
+        needs.append(need_bias_in or need_bias)
+        results = _lstm_grads(ctx, grads, needs)
+        *results, d_bias = (result if need else None for result, need in zip(results, needs, strict=True))
+        return (*results, d_bias if need_bias_in else None, d_bias if need_bias else None, *(None,) * 5)
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return _batching.loop(LowRankLSTMFunction.apply, info, in_dims, *args)
+
+
+def _lstm_grads(ctx, grads, needs) -> tuple:
+    """The eight gradients; those that are not needed are of no use."""
+    x, h0, c0, *weights, batch_sizes, y, c, gates = ctx.saved_tensors
+    grads = [grad if grad is None or grad.dtype is x.dtype else grad.to(x.dtype) for grad in grads]
+    if _differentiating_backward():
+        h0, c0, *weights = (t if t.numel() else None for t in (h0, c0, *weights))
+        layout = _lstm.Layout.of(batch_sizes if x.dim() == 2 else None, *ctx.flags)
+        return _lstm.composite_grads(grads, x, h0, c0, _lstm.Weights(*weights), layout)
+    mask = sum(need << bit for bit, need in enumerate(needs))
+    grads = [x.new_empty(0) if grad is None else grad for grad in grads]
+    return _lstm_backward(*grads, x, h0, c0, y, c, gates, *weights, batch_sizes, *ctx.flags, mask, ctx.association)
 
 
 class LinearFunction(torch.autograd.Function):

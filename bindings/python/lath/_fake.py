@@ -343,9 +343,7 @@ def _check_state(operator: str, name: str, state: Tensor, batch, hidden, like: T
 @torch.library.register_fake("lath::lowrank_lstm_forward")
 def _(x, h0, c0, v_in, u_in, v, u, bias_in, bias, batch_sizes, reverse=False, batch_first=False, save=0, association=0):
     name = "lowrank_lstm_forward"
-    rows, batch, hidden = _check_lstm(
-        name, x, h0, c0, v_in, u_in, v, u, bias_in, bias, batch_sizes, batch_first
-    )
+    rows, batch, hidden = _check_lstm(name, x, h0, c0, v_in, u_in, v, u, bias_in, bias, batch_sizes, batch_first)
     _expect(0 <= save <= 2, name, "save", lambda: f"got {save}, expected 0 to 2")
     return (
         x.new_empty((*x.shape[:-1], hidden)),
@@ -362,9 +360,7 @@ def _(
     batch_first=False, mask=255, association=0,
 ):  # fmt: skip
     name = "lowrank_lstm_backward"
-    rows, batch, hidden = _check_lstm(
-        name, x, h0, c0, v_in, u_in, v, u, bias_in, bias, batch_sizes, batch_first
-    )
+    rows, batch, hidden = _check_lstm(name, x, h0, c0, v_in, u_in, v, u, bias_in, bias, batch_sizes, batch_first)
     check_dtypes(name, "x", x, y=y)
     _check_shape(name, "y", y, (*x.shape[:-1], hidden), "the leading dimensions of x, then the units")
     if dy.numel() != 0:

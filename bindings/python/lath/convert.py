@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _attention, _fast_path
+from . import _attention, _fast_path, _recurrent
 from .costs import break_even
 from .factor import Decomposition, conv_matrix
-from .nn import LowRankConv2d, LowRankLinear, LowRankMultiheadAttention
+from .nn import LowRankConv2d, LowRankLinear, LowRankLSTM, LowRankMultiheadAttention
 from .report import LayerReport, Report, describe
 from .specs import LowRank
 from .survey import DENSE, THIN, Site, survey
@@ -49,17 +49,20 @@ _SMALLEST = {
     LowRankConv2d: (1, 1, 1, 1),
     nn.MultiheadAttention: (1, 1),
     LowRankMultiheadAttention: (1, 1, 1),
+    nn.LSTM: (1, 1),
+    LowRankLSTM: (1, 1, 1),
 }
 
 _LOW_RANK = {
     nn.Linear: LowRankLinear,
     nn.Conv2d: LowRankConv2d,
     nn.MultiheadAttention: LowRankMultiheadAttention,
+    nn.LSTM: LowRankLSTM,
 }
 
 
 def convert(model: nn.Module, spec: LowRank, include: Selection = None, exclude: Selection = None) -> Report:
-    """Replace ``nn.Linear``, ``nn.Conv2d`` and ``nn.MultiheadAttention`` in ``model`` by low-rank layers, in place.
+    """Replace ``nn.Linear``, ``nn.Conv2d``, attention and ``nn.LSTM`` in ``model`` by low-rank layers, in place.
 
     A layer stays as it is, with the reason in the report, when the form would not make it cheaper, when it is a
     depthwise convolution, when its weight is tied or parametrized, when it is lazy, quantized or a subclass with a
@@ -156,6 +159,9 @@ def dense_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
         elif _attention.is_attention(layers[prefix]):
             entries = _attention.dense_entries(layers[prefix], leaf)
             dense.update((f"{prefix}{name}", entry) for name, entry in entries.items())
+        elif _recurrent.is_lstm(layers[prefix]):
+            entries = _recurrent.dense_entries(layers[prefix], leaf)
+            dense.update((f"{prefix}{name}", entry) for name, entry in entries.items())
         elif leaf == "weight_v":
             with torch.no_grad():
                 weight, bias = _named(prefix[:-1], layers[prefix].merged)
@@ -247,6 +253,8 @@ def _build(site: Site, spec: LowRank) -> tuple[nn.Module | None, str | None]:
     module = site.module
     if isinstance(module, nn.MultiheadAttention):
         return _attention.build(site.name, module, spec)
+    if isinstance(module, nn.LSTM):
+        return _recurrent.build(site.name, module, spec)
     is_conv = isinstance(module, nn.Conv2d)
     weight = module.weight.detach()
     matrix = conv_matrix(weight, spec.conv, module.groups) if is_conv else weight

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one layer costs: numbers, multiply-adds and the route of a call, now and as the dense layer of its function.
 
-A *row* is what the weight is multiplied with once: a row of x for a linear layer, an output pixel for a convolution.
+A *row* is what the weight is multiplied with once: a row of x for a linear layer, an output pixel for a convolution, a
+step of a sample for an LSTM.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import _attention, _conv, ops
+from . import _attention, _conv, _recurrent, ops
 from .factor import break_even_rank, conv_break_even_rank
 from .nn import LowRankConv2d
 from .nn.factored import Factored
@@ -24,6 +25,7 @@ _WHY = {
     "linear": "1x1: one product over all pixels",
     "pair": "two library convolutions are faster here",
     "merged": "factors cost more here than the dense weight",
+    "library": "torch's LSTM with merged weights",
 }
 
 
@@ -69,6 +71,8 @@ def sizes(module: nn.Module) -> tuple[int, int]:
     """Features, or channels, of x and of y."""
     if _attention.is_attention(module):
         return module.embed_dim, module.embed_dim
+    if _recurrent.is_lstm(module):
+        return _recurrent.sizes(module)
     if is_conv(module):
         return module.in_channels, module.out_channels
     return module.in_features, module.out_features
@@ -78,6 +82,8 @@ def dense_numel(module: nn.Module) -> int:
     """Numbers in the dense weight, which are its multiply-adds for a row."""
     if _attention.is_attention(module):
         return _attention.dense_numel(module)
+    if _recurrent.is_lstm(module):
+        return _recurrent.dense_numel(module)
     in_size, out_size = sizes(module)
     if not is_conv(module):
         return in_size * out_size
@@ -88,6 +94,8 @@ def break_even(module: nn.Module, mode: str = "separable") -> int:
     """The largest rank whose factors cost less than the dense weight; ``mode`` is for convolutions that are dense."""
     if _attention.is_attention(module):
         return _attention.break_even(module)
+    if _recurrent.is_lstm(module):
+        return _recurrent.break_even(module)
     if not is_conv(module):
         return break_even_rank(*sizes(module))
     mode = getattr(module, "mode", mode)
@@ -101,8 +109,9 @@ def work(module: nn.Module, calls: list[Call] | None) -> Work:
         return Work(None, _macs_of_a_row(module), dense, None)
     if not calls:
         return Work(0, 0, 0, None)
-    if _attention.is_attention(module):
-        rows, macs, dense, kernel = _attention.rows_and_macs(module, calls)
+    if _attention.is_attention(module) or _recurrent.is_lstm(module):
+        family = _recurrent if _recurrent.is_lstm(module) else _attention
+        rows, macs, dense, kernel = family.rows_and_macs(module, calls)
         return Work(rows, macs, dense, kernel, None if kernel == "dense" else _why(kernel, macs, dense))
     rows = sum(_rows(module, call) for call in calls)
     if not isinstance(module, Factored):
@@ -153,6 +162,8 @@ def _macs_of_a_row(module: nn.Module) -> int:
     """Away from borders; a separable pair computes the rows that the vertical stride skips in its second half."""
     if _attention.is_attention(module):
         return _attention.macs_of_a_row(module)
+    if _recurrent.is_lstm(module):
+        return _recurrent.macs_of_a_row(module)
     if not isinstance(module, Factored) or module._dense_is_cheaper():
         return dense_numel(module)
     separable = isinstance(module, LowRankConv2d) and module.mode == "separable"

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from torch.nn import Module
 
+from .nn import LowRankLSTM
 from .nn.factored import Factored
 
 
 def _layers(model: Module):
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, Factored)]
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, (Factored, LowRankLSTM))]
 
 
 def freeze(model: Module) -> list[str]:

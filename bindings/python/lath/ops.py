@@ -28,7 +28,7 @@ import torch.autograd.forward_ad as _forward_ad
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from . import _autograd, _conv, _cuda
+from . import _autograd, _conv, _cuda, _lstm
 from ._load import ISA_NAMES
 from .factor import break_even_rank
 
@@ -42,6 +42,7 @@ __all__ = [
     "lowrank_conv2d_plan",
     "lowrank_linear",
     "lowrank_linear_plan",
+    "lowrank_lstm",
 ]
 
 ASSOCIATIONS = ("auto", "factored", "merged")  # enum lath_association
@@ -55,6 +56,7 @@ _ASSOCIATION_CODE = {name: code for code, name in enumerate(ASSOCIATIONS)}
 _linear = torch.ops.lath.linear.default
 _lowrank_linear = torch.ops.lath.lowrank_linear.default
 _lowrank_conv2d = torch.ops.lath.lowrank_conv2d.default
+_lowrank_lstm_forward = torch.ops.lath.lowrank_lstm_forward.default
 _lowrank_linear_plan = torch.ops.lath.lowrank_linear_plan.default
 
 # Inside torch.vmap a tensor hides whether the one it wraps requires a gradient, so there the answer is yes.
@@ -250,6 +252,75 @@ def lowrank_conv2d(
         save = taken.save and weight_u.requires_grad
         return _autograd.lowrank_conv2d(x, weight_v, weight_u, bias, inner_bias, save, g)
     return _lowrank_conv2d(x, weight_v, weight_u, bias, inner_bias, *g)
+
+
+def lowrank_lstm(
+    x: Tensor,
+    v_in: Tensor | None,
+    u_in: Tensor,
+    v: Tensor,
+    u: Tensor,
+    bias_in: Tensor | None = None,
+    bias: Tensor | None = None,
+    h0: Tensor | None = None,
+    c0: Tensor | None = None,
+    *,
+    batch_sizes: Tensor | None = None,
+    reverse: bool = False,
+    batch_first: bool = False,
+    projection: Tensor | None = None,
+    association: str = "auto",
+    keep_gates: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer of a low-rank LSTM in one direction; gates in the order i, f, g, o of ``torch.nn.LSTM``.
+
+    ``a_t = u_in v_in x_t + bias_in + u v h_before + bias``, then the cell of ``nn.LSTM``.
+
+    Args:
+        x: (steps, batch, in), with ``batch_first`` (batch, steps, in), packed (rows, in).
+        v_in: (in_rank, in), or None for a dense input weight.
+        u_in: (4 * hidden, in_rank), or (4 * hidden, in) without v_in.
+        v: (rank, hidden); with a projection (rank, proj).
+        u: (4 * hidden, rank).
+        bias_in, bias: (4 * hidden), or None.
+        h0: (batch, hidden), with a projection (batch, proj); None for zeros.
+        c0: (batch, hidden), or None for zeros.
+        batch_sizes: of a packed sequence, as in ``torch.nn.utils.rnn.PackedSequence``: int64, on the CPU.
+        reverse: take the steps from the last one to the first.
+        batch_first: the batch is the first dimension of x and y; without meaning for a packed sequence.
+        projection: (proj, hidden), ``weight_hr`` of ``nn.LSTM``, or None.
+        association: "factored" multiplies by one factor after the other, "merged" forms the products of the factors
+            first, "auto" takes the cheaper for either pair. Values and gradients are the same up to rounding.
+        keep_gates: in training keep the activated gates for the backward, ``4 * hidden`` numbers a row beside h and c.
+            Without them the backward forms them again, which takes about a quarter of its time.
+
+    Returns:
+        y, h of every row: like x but for the last dimension; hn and cn, shaped as h0 and c0: the state after the last
+        step of each sample. In the type of x; under autocast in the autocast type.
+
+    On the CPU, float32 is computed by lath's own kernel, float64 in plain loops, bfloat16 and float16 in float32. On
+    CUDA torch's LSTM takes the merged weights.
+
+    Raises:
+        RuntimeError: a shape, dtype, layout or device does not fit.
+        TypeError: x is not a tensor.
+        ValueError: an unknown association.
+    """
+    code = _ASSOCIATION_CODE.get(association)
+    if code is None:
+        raise ValueError(f"lath.lowrank_lstm: association is {association!r}, expected one of {ASSOCIATIONS}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"lath.lowrank_lstm: x is {type(x).__name__}, expected torch.Tensor")
+    weights = _lstm.Weights(v_in, u_in, v, u, bias_in, bias)
+    autocasts = _autocasts(x)
+    tensors = (x, h0, c0, projection, *weights)
+    if (x.is_cpu or x.is_meta) and x.dtype is not torch.float64 and (autocasts or x.dtype in _NARROW):
+        dtype = torch.get_autocast_dtype("cpu") if autocasts else x.dtype
+        tensors = _widen(x.dtype, autocasts, tensors)
+        with torch.autocast("cpu", enabled=False):
+            results = _project_lstm(*tensors, batch_sizes, reverse, batch_first, code, keep_gates)
+        return tuple(t.to(dtype) for t in results)
+    return _project_lstm(*tensors, batch_sizes, reverse, batch_first, code, keep_gates)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -467,3 +538,55 @@ def _composite_lowrank_linear(
 ) -> Tensor:
     """The same function in torch operators, for forward-mode derivatives and for torch.func inside torch.compile."""
     return torch.nn.functional.linear(torch.nn.functional.linear(x, weight_v, inner_bias), weight_u, bias)
+
+
+# ---- LSTM ---------------------------------------------------------------------------------------------------------
+
+_NARROW = (torch.bfloat16, torch.float16)  # computed in float32
+
+
+def _widen(dtype: torch.dtype, any_dtype: bool, tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    """In float32. Without autocast all have to have the type of x."""
+    names = ("x", "h0", "c0", "projection", *_lstm.Weights._fields)
+    wide = []
+    for name, t in zip(names, tensors, strict=True):
+        if t is not None and not any_dtype and t.dtype is not dtype:
+            raise RuntimeError(f"lath.lowrank_lstm: {name}: got dtype {t.dtype}, expected {dtype} like x")
+        wide.append(t if t is None or t.dtype is torch.float64 or not t.is_floating_point() else t.float())
+    return wide
+
+
+def _project_lstm(x, h0, c0, projection, *rest) -> tuple[Tensor, Tensor, Tensor]:
+    """With the projection, if there is one, put together from a layer without."""
+    *weights, batch_sizes, reverse, batch_first, code, keep_gates = rest
+    weights = _lstm.Weights(*weights)
+    if projection is None:
+        return _run_lstm(x, h0, c0, weights, batch_sizes, reverse, batch_first, code, keep_gates)
+    turn = None
+    if reverse and h0 is not None:  # the first step is taken apart from the others
+        turn, reverse = _lstm.turn(x.device, batch_sizes, batch_first), False
+        x = turn(x)
+
+    def run(x: Tensor, m0: Tensor | None, c0: Tensor | None, weights: _lstm.Weights, batch_sizes: Tensor | None):
+        return _run_lstm(x, m0, c0, weights, batch_sizes, reverse, batch_first, code, keep_gates)
+
+    y, hn, cn = _lstm.projected(run, x, h0, c0, weights, projection, batch_sizes, batch_first)
+    return y if turn is None else turn(y), hn, cn
+
+
+def _run_lstm(
+    x, h0, c0, weights: _lstm.Weights, batch_sizes, reverse: bool, batch_first: bool, code: int, keep_gates: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    if _forward_ad._current_level >= 0 or _in_traced_functorch():
+        return _lstm.composite(x, h0, c0, weights, _lstm.Layout.of(batch_sizes, reverse, batch_first))
+    if not (x.is_cpu or x.is_meta):
+        return _lstm.library(x, h0, c0, weights, batch_sizes, reverse, batch_first)
+    if h0 is None and batch_sizes is not None:
+        h0 = x.new_zeros((int(batch_sizes[0]) if batch_sizes.numel() else 0, weights.v.shape[-1]))
+    # While a graph is traced, each absent operand needs a tensor of its own.
+    *operands, batch_sizes = (_absent(x) if t is None else t for t in (x, h0, c0, *weights, batch_sizes))
+    numbers = batch_sizes, reverse, batch_first
+    if _in_functorch() or (torch.is_grad_enabled() and any(t.requires_grad for t in operands)):
+        save = 2 if keep_gates else 1
+        return _autograd.LowRankLSTMFunction.apply(*operands, *numbers, save, code)[:3]
+    return _lowrank_lstm_forward(*operands, *numbers, 0, code)[:3]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _attention
+from . import _attention, _recurrent
 from .costs import Call, break_even, dense_numel, is_conv, sizes, work
 from .nn.factored import Factored
 from .survey import THIN, survey
@@ -20,21 +20,23 @@ from .survey import THIN, survey
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One linear layer, convolution or attention.
+    """One linear layer, convolution, attention or LSTM.
 
     Attributes:
         name: qualified name, the first one if the module is shared.
         kind: class of the module.
-        in_features, out_features: features of a linear layer, channels of a convolution, the embedding of attention; a
-            lazy module has 0 before its first call.
+        in_features, out_features: features of a linear layer, channels of a convolution, the embedding of attention,
+            of x and h of an LSTM; a lazy module has 0 before its first call.
         kernel_size, stride, groups: of a convolution, else None.
         mode: form of a low-rank convolution, else None.
-        rank: None for a dense layer; that of one group for a convolution, of each projection for attention.
+        rank: None for a dense layer; that of one group for a convolution, of each projection for attention, the
+            largest one of the recurrent weights of an LSTM.
         break_even: the largest rank at which factors cost less than the dense weight; for a dense convolution in the
-            form that ``lath.convert`` was asked for, else separable.
+            form that ``lath.convert`` was asked for, else separable; of an LSTM for its recurrent weights.
         parameters, dense_parameters: numbers now, and in the dense layer of the same function.
         bytes, dense_bytes: memory of these.
-        rows: rows, output pixels or queries per run of the model, over all calls of the layer; None if it was not run.
+        rows: rows, output pixels, queries, or steps of all samples, per run of the model, over all calls of the layer;
+            None if it was not run.
         input_shape: of the first call, or None.
         macs, dense_macs: multiply-adds per run of the model; for one row or output pixel if the model was not run. Of
             attention, those of the projections.
@@ -235,6 +237,9 @@ def describe(
     elif _attention.is_attention(module) and isinstance(module, THIN):
         dense_count = _attention.dense_parameters(module)
         dense_size = dense_count * module.out_proj.weight_v.element_size()
+    elif _recurrent.is_lstm(module) and isinstance(module, THIN):
+        dense_count = _recurrent.dense_parameters(module)
+        dense_size = dense_count * parameters[0].element_size()
     done = work(module, calls)
     conv = is_conv(module)
     return LayerReport(
@@ -274,6 +279,9 @@ def _run(model: nn.Module, modules: list[nn.Module], inputs: Any) -> dict[int, l
     def record(module: nn.Module, args: tuple, kwargs: dict, y: Any) -> None:
         if _attention.is_attention(module):
             calls[id(module)].append(_attention.AttentionCall.of(args, kwargs))
+            return
+        if _recurrent.is_lstm(module):
+            calls[id(module)].append(_recurrent.LSTMCall.of(args, kwargs))
             return
         x = args[0] if args else next(iter(kwargs.values()))
         if isinstance(y, Tensor):  # a subclass may return anything

@@ -104,6 +104,10 @@ class LowRank:
         if getattr(self, name) not in choices:
             raise ValueError(f"LowRank: {name} is {getattr(self, name)!r}, expected one of {choices}")
 
+    def ratio_rank(self, in_size: int, out_size: int) -> int:
+        """The rank that the ratio gives; it may be 0."""
+        return RANK_RULES[self.rule](in_size, out_size, self.ratio)
+
     def rank_for(self, name: str, in_size: int, out_size: int, decompose: Callable[[], Decomposition]) -> int | None:
         """The rank of the layer ``name``; None if the mapping of ranks does not name it.
 
@@ -114,7 +118,7 @@ class LowRank:
             ValueError: the ratio gives rank 0.
         """
         if self.ratio is not None:
-            rank = RANK_RULES[self.rule](in_size, out_size, self.ratio)
+            rank = self.ratio_rank(in_size, out_size)
             if rank < 1:
                 raise ValueError(
                     f"layer {name!r} ({in_size} to {out_size}): ratio {self.ratio} with rule {self.rule!r} "

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from . import _attention
-from .nn import LowRankMultiheadAttention
+from . import _attention, _recurrent
+from .nn import LowRankLSTM, LowRankMultiheadAttention
 from .nn.factored import Factored
 
-DENSE = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
-THIN = (Factored, LowRankMultiheadAttention)
+DENSE = (nn.Linear, nn.Conv2d, nn.MultiheadAttention, nn.LSTM)
+THIN = (Factored, LowRankMultiheadAttention, LowRankLSTM)
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -51,9 +51,10 @@ class Site:
 
 
 def survey(model: nn.Module) -> list[Site]:
-    """Every linear layer, 2-d convolution and attention below ``model``, dense (subclasses too), low-rank or quantized.
+    """Every linear layer, 2-d convolution, attention and LSTM below ``model``.
 
-    Each module once, in model order. The output projection of attention is part of it.
+    Dense ones (subclasses too), low-rank and quantized ones; each module once, in model order. The output projection of
+    attention is part of it.
     """
     sites: dict[int, Site] = {}
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -101,7 +102,7 @@ def _owners(model: nn.Module) -> dict[object, set[str]]:
 
 def _reader(site: Site, modules: dict[str, nn.Module]) -> str | None:
     """A module above that would look for the weight in vain, as the attention of a Swin transformer."""
-    weights = _attention.WEIGHTS if isinstance(site.module, nn.MultiheadAttention) else ("weight",)
+    weights = _weights_of(site.module)
     for name in site.names:
         parts = name.split(".")
         for i in range(len(parts)):
@@ -109,6 +110,12 @@ def _reader(site: Site, modules: dict[str, nn.Module]) -> str | None:
             if not _weights_read(kind).isdisjoint(".".join([*parts[i:], weight]) for weight in weights):
                 return f"{kind.__name__} reads its weight directly"
     return None
+
+
+def _weights_of(module: nn.Module) -> tuple[str, ...]:
+    if isinstance(module, nn.MultiheadAttention):
+        return _attention.WEIGHTS
+    return _recurrent.weights_read(module) if isinstance(module, nn.LSTM) else ("weight",)
 
 
 @lru_cache(maxsize=256)
@@ -123,7 +130,7 @@ def _weights_read(kind: type[nn.Module]) -> frozenset[str]:
         for ancestor in kind.__mro__[: kind.__mro__.index(nn.Module)]:
             member = ancestor.__dict__.get(name)
             for chain in _attributes(member):
-                end = next((i for i, link in enumerate(chain, 1) if link in _READ), None)
+                end = next((i for i, link in enumerate(chain, 1) if link in _READ or _recurrent.is_weight(link)), None)
                 if end and member is not nn.TransformerEncoderLayer.forward:
                     found.add(".".join(chain[:end]))
                 if chain[0] not in names:
@@ -171,6 +178,8 @@ def _obstacle(site: Site, owners: dict[object, set[str]]) -> str | None:
 def _is_altered(module: nn.Module) -> bool:
     if isinstance(module, nn.MultiheadAttention):
         return _attention.is_altered(module)
+    if isinstance(module, nn.LSTM):
+        return _recurrent.is_altered(module)
     return set(module._parameters) != {"weight", "bias"} or bool(module._buffers or module._modules)
 
 

@@ -4,5 +4,6 @@
 from .attention import LowRankMultiheadAttention
 from .conv import LowRankConv2d
 from .linear import LowRankLinear
+from .lstm import LowRankLSTM
 
-__all__ = ["LowRankConv2d", "LowRankLinear", "LowRankMultiheadAttention"]
+__all__ = ["LowRankConv2d", "LowRankLSTM", "LowRankLinear", "LowRankMultiheadAttention"]
