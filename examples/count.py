@@ -13,21 +13,25 @@ import torch
 from lath.nn import LowRankConv2d, LowRankLinear
 from torch import nn
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
 _POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 _PRODUCTS = (nn.Conv2d, nn.Linear, LowRankConv2d, LowRankLinear)
 
 Call = tuple[nn.Module, torch.Size, torch.Size]
 
 
-def products(model: nn.Module, shape: tuple[int, ...]) -> list[int]:
-    """Multiply-adds of each product for one input of this shape (batch first), in the order in which they are done."""
-    return [macs for call in _calls(model, shape) for macs in _products(*call)]
+def products(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[int]:
+    """Multiply-adds of each product for one input of this shape (batch first), in the order in which they are done.
+
+    Those of an LSTM are one for each weight over the whole sequence; those of attention over heads, a module with
+    ``heads``, are the scores and the weighted sums. ``dtype`` is that of the input: int64 for words.
+    """
+    return [macs for call in _calls(model, shape, dtype) for macs in _products(*call)]
 
 
-def inference_macs(model: nn.Module, shape: tuple[int, ...]) -> int:
+def inference_macs(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> int:
     """Multiply-adds of a forward pass for an input of this shape."""
-    return sum(products(model, shape))
+    return sum(products(model, shape, dtype))
 
 
 def training_macs(model: nn.Module, shape: tuple[int, ...]) -> int:
@@ -36,13 +40,14 @@ def training_macs(model: nn.Module, shape: tuple[int, ...]) -> int:
     return 3 * sum(each) - each[0]
 
 
-def fvcore_flops(model: nn.Module, shape: tuple[int, ...]) -> int:
+def fvcore_flops(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> int:
     """What fvcore's counter calls the FLOPs of a network in training mode.
 
-    The multiply-adds, 5 for each value that enters a batch norm, 1 for each that enters an adaptive average pool.
-    Biases, activations, max-pools, dropout and residual sums count nothing.
+    The multiply-adds, 5 for each value that enters a batch or layer norm, 1 for each that enters an adaptive average
+    pool. Biases, activations, max-pools, dropout, residual sums and LSTMs count nothing.
     """
-    return sum(sum(_products(*call)) + _passes(*call) for call in _calls(model, shape))
+    calls = _calls(model, shape, dtype)
+    return sum(sum(_products(*call)) + _passes(*call) for call in calls if not _is_lstm(call[0]))
 
 
 def parameters(model: nn.Module) -> int:
@@ -50,16 +55,28 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _calls(model: nn.Module, shape: tuple[int, ...]) -> list[Call]:
+def _calls(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> list[Call]:
     """Every call of a counted module with the shapes of its input and output, seen on a copy without values."""
     calls: list[Call] = []
     twin = copy.deepcopy(model).to("meta").eval()
+
+    def record(module: nn.Module, args: tuple, y: torch.Tensor | tuple) -> None:
+        calls.append((module, args[0].shape, (y[0] if isinstance(y, tuple) else y).shape))
+
     for module in twin.modules():
-        if isinstance(module, (*_PRODUCTS, *_NORMS, *_POOLS)):
-            module.register_forward_hook(lambda module, args, y: calls.append((module, args[0].shape, y.shape)))
+        if isinstance(module, (*_PRODUCTS, *_NORMS, *_POOLS)) or _is_lstm(module) or _is_attention(module):
+            module.register_forward_hook(record)
     with torch.no_grad():
-        twin(torch.empty(shape, device="meta"))
+        twin(torch.empty(shape, dtype=dtype, device="meta"))
     return calls
+
+
+def _is_lstm(module: nn.Module) -> bool:
+    return hasattr(module, "hidden_size")
+
+
+def _is_attention(module: nn.Module) -> bool:
+    return hasattr(module, "heads") and not any(module.parameters())
 
 
 def _products(module: nn.Module, x: torch.Size, y: torch.Size) -> tuple[int, ...]:
@@ -71,6 +88,10 @@ def _products(module: nn.Module, x: torch.Size, y: torch.Size) -> tuple[int, ...
         batch, _, height, width = y
         middle = x[2] if module.mode == "separable" else height  # 1 x kw leaves the height to kh x 1
         return module.weight_v.numel() * batch * middle * width, module.weight_u.numel() * batch * height * width
+    if _is_lstm(module):
+        return tuple(p.numel() * math.prod(x[:-1]) for p in module.parameters() if p.dim() == 2)
+    if _is_attention(module):
+        return (math.prod(x) * x[-2],) * 2
     if isinstance(module, nn.Conv2d):
         return (module.weight.numel() * y[0] * y[2] * y[3],)
     if isinstance(module, nn.Linear):

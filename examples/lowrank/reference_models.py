@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The convolutional networks of the public code "Low-rank Model Training From Scratch", made low-rank with lath.
+"""The networks of the public code "Low-rank Model Training From Scratch", made low-rank with lath.
 
-VGG-11 and VGG-16 with batch norm, and ResNet-18 and "101", which is made of 33 basic blocks, for 32 x 32 images in 10
-classes. :func:`reference` builds them dense or low-rank. The published low-rank networks differ from what their options
-say, and so do the published figures; ``as_published=True`` builds them as they were:
+VGG-11 and VGG-16 with batch norm, ResNet-18 and "101", which is made of 33 basic blocks, and a vision transformer, all
+for 32 x 32 images; a transformer that restores masked words; a character LSTM; and a small "mlp" and "cnn", names that
+the public code accepts and does not build. :func:`reference` builds them dense or low-rank. The published low-rank
+networks differ from what their options say, and so do the published figures; ``as_published=True`` builds them as they
+were:
 
 * a low-rank VGG ends in a layer for 512 classes instead of 10;
-* the ratio is ignored by all convolutions, which always take 0.2.
+* the ratio is ignored by all convolutions and by the transformer of words, which always take 0.2;
+* the LSTM takes a rank of ``int(4 * hidden * ratio)``, which makes it larger than the dense one.
 
-Their first VGG convolution has 3 channels and so rank 1; ``rule=(0, 2)`` leaves it dense.
+The first VGG convolution has 3 channels and so rank 1; ``rule=(0, 2)`` leaves it dense.
 """
 
 from __future__ import annotations
@@ -16,10 +19,14 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import lath
+import torch
 from lath.nn import LowRankConv2d, LowRankLinear
+from lowrank import reference_lstm
+from lowrank.reference_transformers import TOKENS, Transformer, ViT
 from torch import Tensor, nn
 
 IMAGE = (1, 3, 32, 32)
+WORDS = (1, 64)  # also the characters for which the reference counts an LSTM
 CLASSES = 10
 PUBLISHED_RATIO = 0.2
 PUBLISHED_VGG_CLASSES = 512
@@ -30,6 +37,10 @@ VGG = {  # channels; M is a max-pool that halves the image
 }
 RESNET = {"resnet18": (2, 2, 2, 2), "resnet101": (3, 4, 23, 3)}  # blocks of each stage
 WIDTHS = (64, 128, 256, 512)
+SMALL = ("mlp", "cnn")
+TEXTS = ("transformer", "lstm")
+NAMES = (*VGG, *RESNET, "vit", *TEXTS, *SMALL)
+INITS = ("none", "SI")
 
 
 # ---- dense -----------------------------------------------------------------------------------------------------------
@@ -104,64 +115,139 @@ def norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, momentum=0, track_running_stats=False)
 
 
+def mlp(classes: int = CLASSES) -> nn.Sequential:
+    width = 512
+    layers = [nn.Linear(3 * 32 * 32, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)]
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def cnn(classes: int = CLASSES) -> nn.Sequential:
+    """Four convolutions with batch norm, an average, and a head."""
+    return nn.Sequential(
+        features("64 M 128 M 256 256 M", 3, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, classes)
+    )
+
+
+def dense_network(name: str, classes: int, tokens: int) -> nn.Module:
+    """With torch's own initial values."""
+    if name in VGG:
+        return vgg(VGG[name], classes)
+    if name in RESNET:
+        return resnet(RESNET[name], classes)
+    others = {
+        "vit": lambda: ViT(classes),
+        "transformer": lambda: Transformer(tokens),
+        "lstm": reference_lstm.dense,
+        "mlp": lambda: mlp(classes),
+        "cnn": lambda: cnn(classes),
+    }
+    if name not in others:
+        raise ValueError(f"there is no network {name!r}, expected one of {', '.join(NAMES)}")
+    return others[name]()
+
+
 # ---- low-rank --------------------------------------------------------------------------------------------------------
 
 
 def reference(
-    name: str, ratio: float | None = None, rule: tuple[int, int] = (0, 0), as_published: bool = False
-) -> nn.Sequential:
+    name: str,
+    ratio: float | None = None,
+    rule: tuple[int, int] = (0, 0),
+    as_published: bool = False,
+    classes: int = CLASSES,
+    tokens: int = TOKENS,
+    init: str = "none",
+) -> nn.Module:
     """One of the networks, freshly initialized.
 
     Args:
-        name: "vgg11", "vgg16", "resnet18" or "resnet101".
+        name: one of ``NAMES``.
         ratio: rank of a layer as a share of the smaller side of its matrix; None for the dense network.
-        rule: early layers that stay dense, see ``lath.decom_rule``. Shortcuts, the last layer, and the first
-            convolution of a ResNet always do.
+        rule: early layers that stay dense: blocks of a transformer before the second number, layers of the others as
+            ``lath.decom_rule`` says. Shortcuts, the last layer, embeddings and the first convolution of a ResNet always
+            do; an LSTM has no use for the rule.
         as_published: with the defects of the published code, see above.
+        classes: of images.
+        tokens: different words, for the transformer of words.
+        init: "none" draws each factor on its own, "SI" factors the values that the dense network would start from.
     """
+    if init not in INITS:
+        raise ValueError(f"init is {init!r}, expected one of {INITS}")
+    if ratio is not None and name == "lstm":
+        return low_rank_lstm(ratio, as_published, init == "SI")
     low_rank = ratio is not None
-    classes = PUBLISHED_VGG_CLASSES if low_rank and as_published else CLASSES
-    model = vgg(VGG[name], classes) if name in VGG else resnet(RESNET[name])
+    if low_rank and as_published and name in VGG:
+        classes = PUBLISHED_VGG_CLASSES
+    model = dense_network(name, classes, tokens)
+    if init == "SI":
+        draw(model)
     if low_rank:
-        conv_ratio = PUBLISHED_RATIO if as_published else ratio
-        stays_dense = lath.decom_rule(model, *rule)
+        # As published these take 0.2 whatever the option says.
+        deaf = (nn.Conv2d, nn.Linear) if name == "transformer" else nn.Conv2d
+        layers = {path: model.get_submodule(path) for path in low_rank_layers(model, rule)}
         ranks = {
-            path: rank_of(layer, ratio, conv_ratio)
-            for path, layer in model.named_modules()
-            if isinstance(layer, (nn.Conv2d, nn.Linear)) and not stays_dense(path, layer)
+            path: rank_of(layer, PUBLISHED_RATIO if as_published and isinstance(layer, deaf) else ratio)
+            for path, layer in layers.items()
         }
-        factor(model, ranks)
-    draw_convolutions(model)
+        factor(model, ranks, "svd" if init == "SI" else "fresh")
+    if init == "none":
+        draw(model)
     return model
 
 
-def rank_of(layer: nn.Module, ratio: float, conv_ratio: float) -> int:
+def low_rank_lstm(ratio: float, as_published: bool, spectral: bool) -> nn.Module:
+    if as_published:
+        return reference_lstm.as_published(ratio, spectral)
+    return reference_lstm.low_rank(*reference_lstm.ranks_of(ratio), spectral=spectral)
+
+
+def low_rank_layers(model: nn.Module, rule: tuple[int, int]) -> list[str]:
+    """Names of the layers that the rule makes low-rank."""
+    if isinstance(model, (Transformer, ViT)):
+        return model.low_rank(rule[1])
+    stays_dense = lath.decom_rule(model, *rule)
+    return [
+        path
+        for path, layer in model.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear)) and not stays_dense(path, layer)
+    ]
+
+
+def rank_of(layer: nn.Module, ratio: float) -> int:
     """The share of the smaller side of the layer's matrix, cut off: rule "min" of ``lath.LowRank``."""
     if isinstance(layer, nn.Conv2d):
-        return int(min(layer.in_channels, layer.out_channels) * layer.kernel_size[0] * conv_ratio)
+        return int(min(layer.in_channels, layer.out_channels) * layer.kernel_size[0] * ratio)
     return int(min(layer.in_features, layer.out_features) * ratio)
 
 
-def factor(model: nn.Module, ranks: dict[str, int]) -> None:
-    """Give the named layers new factors of these ranks, with an inner bias where the layers have a bias.
+def factor(model: nn.Module, ranks: dict[str, int], init: str = "fresh") -> None:
+    """Give the named layers factors of these ranks, with an inner bias where a layer has a bias.
 
     ``lath.convert`` leaves a layer dense whose factors would cost as much as its weight. The reference factors it all
     the same, a square one at ratio 0.5 for instance, so these are put in by hand.
     """
-    layers = {name: model.get_submodule(name) for name in ranks}
-    inner_bias = any(layer.bias is not None for layer in layers.values())
-    lath.convert(model, lath.LowRank(rank=ranks, init="fresh", conv="separable", inner_bias=inner_bias))
-    for name, layer in layers.items():
-        if model.get_submodule(name) is layer:
-            form = LowRankConv2d if isinstance(layer, nn.Conv2d) else LowRankLinear
-            model.set_submodule(name, form.from_dense(layer, ranks[name], inner_bias, init="fresh"))
+    for has_bias in (True, False):
+        layers = {name: model.get_submodule(name) for name in ranks}
+        layers = {name: layer for name, layer in layers.items() if (layer.bias is not None) == has_bias}
+        if not layers:
+            continue
+        chosen = {name: ranks[name] for name in layers}
+        lath.convert(model, lath.LowRank(rank=chosen, init=init, conv="separable", inner_bias=has_bias))
+        for name, layer in layers.items():
+            if model.get_submodule(name) is layer:
+                form = LowRankConv2d if isinstance(layer, nn.Conv2d) else LowRankLinear
+                model.set_submodule(name, form.from_dense(layer, ranks[name], has_bias, init=init))
 
 
-def draw_convolutions(model: nn.Module) -> None:
-    """Normal values of variance 2 / (outputs of one input), for each factor on its own; biases start at zero.
+def draw(model: nn.Module) -> None:
+    """The values that the published networks start from, for each factor on its own.
 
-    In the published code a dense VGG kept torch's values instead, by accident.
+    Convolutions have normal values of variance 2 / (outputs of one input), and biases of zero; the transformers say for
+    themselves. In the published code a dense VGG kept torch's values instead, and so did the second factor of some
+    feed-forward layers, by accident.
     """
+    if hasattr(model, "draw"):
+        model.draw()
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, LowRankConv2d)):
             for name, parameter in module.named_parameters():
@@ -169,3 +255,8 @@ def draw_convolutions(model: nn.Module) -> None:
                     nn.init.zeros_(parameter)
                 else:
                     nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
+
+
+def inputs_of(name: str) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and dtype of the input for which the reference counts."""
+    return (WORDS, torch.int64) if name in TEXTS else (IMAGE, torch.float32)

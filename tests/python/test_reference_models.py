@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published VGGs and ResNets: every size to the last digit, with and without the defects of the published code."""
+"""The published models: every size to the last digit, with and without the defects of the published code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ import torch
 from lath.nn import LowRankConv2d, LowRankLinear
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-MODULES = ("count", "lowrank", "lowrank.reference_counts", "lowrank.reference_models")
+MODULES = (
+    "count",
+    "lowrank",
+    "lowrank.reference_counts",
+    "lowrank.reference_lstm",
+    "lowrank.reference_models",
+    "lowrank.reference_transformers",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +102,79 @@ def test_published_code_ignores_the_ratio_in_convolutions(count):
 )
 def test_hybrid_resnet18(count, rule, counts):
     assert count("resnet18", ratio=0.2, rule=rule) == counts
+
+
+@pytest.mark.parametrize(
+    ("name", "dense", "as_published"),
+    [
+        ("vit", (9_523_722, 642_952_704), (3_221_814, 233_209_344)),
+        ("transformer", (10_357_119, 390_389_760), (8_981_338, 302_309_376)),
+        ("lstm", (825_220, 1_638_400), (1_006_024, 64 * 20 * 356)),  # fvcore sees the decoder alone
+    ],
+)
+def test_published_ratio_of_the_others(count, name, dense, as_published):
+    assert count(name) == dense
+    assert count(name, ratio=0.2, as_published=True) == as_published
+    if name != "lstm":
+        assert count(name, ratio=0.2) == as_published
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("vit", [(854_988, 79_455_744), (4_021_002, 285_126_144), (7_955_466, 540_716_544)]),
+        ("transformer", [(8_669_681, 282_386_432), (9_096_159, 309_649_408), (9_621_055, 343_203_840)]),
+    ],
+)
+def test_other_ratios_of_transformers(count, name, counts):
+    assert [count(name, ratio=ratio) for ratio in (0.05, 0.25, 0.5)] == counts
+
+
+def test_which_published_models_hear_the_ratio(count):
+    assert count("transformer", ratio=0.5, as_published=True) == (8_981_338, 302_309_376)
+    assert [count("vit", ratio=r, as_published=True)[0] for r in (0.1, 0.5)] == [1_654_176, 7_955_466]
+    assert [count("lstm", ratio=r, as_published=True)[0] for r in (0.1, 0.5)] == [505_510, 2_517_310]
+
+
+def test_hybrid_transformers(count):
+    vit = [count("vit", ratio=0.2, rule=(0, start))[0] for start in range(7)]
+    assert vit == [3_221_814 + 1_050_318 * n for n in range(7)]
+    assert count("vit", ratio=0.2, rule=(0, 6)) == count("vit")
+    words = [count("transformer", ratio=0.2, rule=(0, start))[0] for start in range(4)]
+    assert words == [8_981_338, 9_436_612, 9_891_886, 10_347_160]  # the decoder is always low-rank
+    for name, start in (("vit", 7), ("transformer", 4), ("vit", -1)):
+        with pytest.raises(ValueError, match=f"names block {start}"):
+            count(name, ratio=0.2, rule=(0, start))
+
+
+@pytest.mark.parametrize(("length", "dense", "published"), [(64, 52_494_336, 64_064_512), (80, 65_617_920, 80_080_640)])
+def test_every_multiply_add_of_the_lstm(length, dense, published):
+    from lowrank import reference_lstm
+    from lowrank.reference_counts import count_lstm
+
+    with torch.device("meta"):
+        models = reference_lstm.dense(), reference_lstm.as_published(0.2)
+    assert count_lstm(models[0], length) == (825_220, dense)
+    assert count_lstm(models[1], length) == (1_006_024, published)
+
+
+@pytest.mark.parametrize(
+    ("rank", "input_ranks", "parameters"),
+    [(51, (51, 51), 260_608), (25, (25, 25), 133_936), (51, (1, 51), 209_008), (51, (0, 51), 216_168)],
+)
+def test_lstm_at_other_rules(rank, input_ranks, parameters):
+    from lowrank.reference_counts import count_lstm_rule
+
+    assert count_lstm_rule(rank, input_ranks)[0] == parameters
+
+
+def test_the_lstm_of_the_ratio_keeps_its_few_inputs_dense(count, reference):
+    assert count("lstm", ratio=0.2)[0] == 216_168
+    with torch.device("meta"):
+        model = reference("lstm", ratio=0.2)
+    assert model.recurrent.weight_ih_l0.shape == (1024, 8)
+    assert (model.recurrent.ranks, model.recurrent.input_ranks) == ((51, 51), (0, 51))
+    assert model.decoder.rank == 20
 
 
 def test_hybrid_vgg11(count):
@@ -228,3 +308,133 @@ def test_restore_gives_back_the_dense_size(reference):
         model = reference("resnet18", ratio=0.2)
         assert len(lath.restore(model)) == 16
     assert (parameters(model), fvcore_flops(model, (1, 3, 32, 32))) == (11_173_962, 558_502_912)
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [
+        ("vit", [102] * 24),
+        ("transformer", [25] * 19),
+        ("mlp", [102, 102]),
+        ("cnn", [1, 38, 76, 153]),
+    ],
+)
+def test_ranks_of_the_others(reference, name, ranks):
+    with torch.device("meta"):
+        model = reference(name, ratio=0.2)
+    assert [layer.rank for layer in layers(model)] == ranks
+
+
+def test_full_layers_of_transformers(reference):
+    with torch.device("meta"):
+        for name, full in (("vit", {"patches", "head"}), ("transformer", {"head"})):
+            model = reference(name, ratio=0.2)
+            assert {path for path, m in model.named_modules() if type(m) is torch.nn.Linear} == full
+    qkv = reference("vit", ratio=0.05, rule=(0, 5)).blocks[5].qkv
+    assert qkv.bias is None
+    assert qkv.inner_bias is None
+
+
+def test_transformer_sees_no_later_words(reference):
+    model = reference("transformer", ratio=0.2, tokens=50).eval()
+    words = torch.randint(50, (1, 8))
+    other = words.clone()
+    other[0, 5] = (words[0, 5] + 1) % 50
+    a, b = model(words), model(other)
+    assert a.shape == (1, 8, 50)
+    torch.testing.assert_close(a[:, :5], b[:, :5])
+    assert not torch.isclose(a[:, 5:], b[:, 5:]).all(-1).any()
+
+
+def test_attention_against_the_formula(reference):
+    from lowrank.reference_transformers import Attend
+
+    q, k, v = torch.randn(3, 2, 5, 12, dtype=torch.float64)
+    for causal in (False, True):
+        heads = []
+        for i in range(3):
+            part = slice(4 * i, 4 * i + 4)
+            scores = q[..., part] @ k[..., part].mT / 2
+            if causal:
+                scores = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
+            heads.append(scores.softmax(-1) @ v[..., part])
+        torch.testing.assert_close(Attend(3, causal)(q, k, v), torch.cat(heads, -1))
+
+
+def test_vit_patches_are_squares(reference):
+    """A patch is seen by the layer that reads it, and only there."""
+    model, image = reference("vit").eval(), torch.zeros(1, 3, 32, 32)
+    seen = []
+    model.patches.register_forward_hook(lambda module, args, y: seen.append(args[0]))
+    image[0, 1, 8:12, 20:24] = 1.0
+    model(image)
+    (patches,) = seen
+    assert patches.shape == (1, 64, 48)
+    assert patches[0].sum(1).nonzero().flatten().tolist() == [2 * 8 + 5]
+    assert patches[0, 21].reshape(16, 3).sum(0).tolist() == [0, 16, 0]
+
+
+def test_initial_values(reference):
+    std = {
+        "vit.linear1": [p.std() for p in factors(reference("vit", ratio=0.2).blocks[0].linear1)],
+        "words.linear2": [p.std() for p in factors(reference("transformer", ratio=0.2, tokens=9).layers[1].linear2)],
+        "dense": [reference("vit").blocks[0].linear2.weight.std()],
+    }
+    for values in std.values():
+        for value in values:
+            assert value.item() == pytest.approx(0.02, rel=0.05)
+    assert not any(
+        p.any()
+        for n, p in reference("transformer", tokens=9).named_parameters()
+        if n.endswith(".bias") and "norm" not in n
+    )
+    lstm = reference("lstm", ratio=0.2).recurrent
+    assert lstm.weight_hh_u_l0.abs().max() <= 1 / 16
+    assert lstm.weight_hh_u_l0.std().item() == pytest.approx(1 / 16 / 3**0.5, rel=0.05)
+
+
+def factors(layer):
+    return layer.weight_v, layer.weight_u
+
+
+@pytest.mark.parametrize("name", ["transformer", "lstm", "mlp", "cnn"])
+def test_spectral_initialization_is_the_truncated_dense_network(reference, name):
+    """From the same random numbers as the dense network, each product is as close to it as its rank allows."""
+    sizes = {"tokens": 9} if name == "transformer" else {}
+    torch.manual_seed(3)
+    dense = reference(name, **sizes, init="none")
+    torch.manual_seed(3)
+    thin = reference(name, ratio=0.2, **sizes, init="SI")
+    spectra, left = lath.singular_values(thin), lath.singular_values(dense)
+    assert spectra.keys() == left.keys()
+    for key, values in spectra.items():
+        torch.testing.assert_close(values, left[key][..., : values.shape[-1]], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit", "transformer", "lstm", "mlp", "cnn"])
+def test_the_others_train(reference, name):
+    from lowrank.reference_models import inputs_of
+
+    model = reference(name, ratio=0.2, tokens=50)
+    shape, dtype = inputs_of(name)
+    y = model(torch.randn(2, *shape[1:]) if dtype.is_floating_point else torch.randint(50, (2, 12)))
+    y.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    held = sum(v.numel() for k, v in model.state_dict().items() if "running" not in k and "num_batches" not in k)
+    assert held == sum(p.numel() for p in model.parameters())
+
+
+def test_frobenius_decay_of_every_low_rank_model(reference):
+    for name in ("vgg11", "vit", "transformer", "lstm"):
+        sizes = {"tokens": 9} if name == "transformer" else {}
+        assert lath.frobenius_decay(reference(name, ratio=0.05, rule=(0, 2), **sizes)) > 0
+    for rule in ((0, 0), (3, 0)):
+        assert lath.frobenius_decay(reference("resnet18", ratio=0.2, rule=rule)) > 0
+    assert lath.frobenius_decay(reference("resnet18", ratio=0.2, rule=(4, 0))) == 0
+
+
+def test_unknown_names(reference):
+    with pytest.raises(ValueError, match="there is no network 'gpt'"):
+        reference("gpt")
+    with pytest.raises(ValueError, match="init is 'SVD'"):
+        reference("mlp", init="SVD")

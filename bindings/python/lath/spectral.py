@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ._pairs import assembled, dense_name, matrices, pairs
+from ._pairs import assembled, dense_name, matrices, pair_names, pairs
 from .convert import Selection, _selector
 from .costs import break_even, dense_numel
 from .factor import CONV_MODES, Decomposition, conv_matrix
@@ -115,8 +115,13 @@ def _dense_matrices(module: nn.Module, conv: str) -> list[tuple[str, Tensor]]:
         return [("weight", module.weight)]
     if isinstance(module, nn.Conv2d):
         return [("weight", conv_matrix(module.weight, conv, module.groups))]
-    if isinstance(module, nn.RNNBase):
-        return [(name, p) for name, p in module.named_parameters(recurse=False) if name.startswith("weight")]
+    if isinstance(module, nn.RNNBase) or pair_names(module):
+        factors = {name for names in pair_names(module) for name in names}
+        return [
+            (name, p)
+            for name, p in module._parameters.items()
+            if p is not None and p.dim() == 2 and name.startswith("weight") and name not in factors
+        ]
     return []
 
 
