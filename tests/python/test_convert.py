@@ -444,8 +444,7 @@ LEFT = {
     "half": (lambda: nn.Linear(20, 30).half(), "torch.float16"),
     "not cheaper": (lambda: nn.Linear(2, 30), "rank 2 is not cheaper: break-even is 1"),
     "no elements": (lambda: nn.Linear(0, 30), "no elements"),
-    "attention": (lambda: nn.MultiheadAttention(32, 2), "MultiheadAttention reads its weight directly"),
-    "encoder": (lambda: nn.TransformerEncoderLayer(32, 2), "TransformerEncoderLayer reads its weight directly"),
+    "attention": (lambda: nn.MultiheadAttention(32, 2, dtype=torch.half), "its weight is torch.float16"),
 }
 
 
