@@ -192,6 +192,17 @@ class OwnAttention(nn.MultiheadAttention):
     pass
 
 
+class OneInput(nn.MultiheadAttention):
+    """With layers and a forward of its own."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.extra = nn.Linear(SIZE, SIZE)
+
+    def forward(self, x):
+        return self.out_proj(self.extra(x))
+
+
 class Reader(Attends):
     """What models do that hand the weights of attention to a function."""
 
@@ -252,9 +263,24 @@ def test_left_with_a_reason(case):
     rank = 9 if case == "not cheaper" else 3
     report = lath.convert(model, lath.LowRank(rank=rank))
     assert type(model.attention) is kind
-    assert [row.name for row in report] == ["attention", "head"]
     assert reason in report["attention"].reason
+    if "attention.out_proj" in [row.name for row in report]:  # torch makes a subclass of what is parametrized
+        assert case in ("subclass", "parametrized in")
+        assert "reads its weight directly" in report["attention.out_proj"].reason
     assert type(model.head) is LowRankLinear
+
+
+def test_layers_of_a_subclass_are_layers_of_their_own():
+    model = nn.Sequential(OneInput(SIZE, HEADS))
+    report = lath.convert(model, SPEC)
+    assert "a subclass of nn.MultiheadAttention: OneInput" in report["0"].reason
+    assert report["0.out_proj"].reason == "OneInput reads its weight directly"
+    assert type(model[0].extra) is LowRankLinear
+    row = lath.report(model, torch.randn(5, 2, SIZE))["0"]
+    assert (row.rows, row.macs) == (0, 0)
+    before = model(torch.ones(5, 2, SIZE))
+    assert lath.restore(model) == ["0.extra"]
+    torch.testing.assert_close(model(torch.ones(5, 2, SIZE)), before, rtol=1e-4, atol=1e-5)
 
 
 def test_include_and_exclude():

@@ -31,6 +31,11 @@ def is_attention(module: nn.Module) -> bool:
     return isinstance(module, KINDS)
 
 
+def owns_projection(module: nn.Module) -> bool:
+    """Whether its ``out_proj`` is a part of it and no layer of its own; a subclass may use it in any way."""
+    return type(module) is nn.MultiheadAttention or isinstance(module, LowRankMultiheadAttention)
+
+
 def parts(module: nn.Module) -> tuple[nn.Module, ...]:
     """The modules that hold the parameters of a layer: attention has a second one for its output projection."""
     return (module, module.out_proj) if isinstance(module, nn.MultiheadAttention) else (module,)
@@ -93,10 +98,12 @@ class AttentionCall:
     device: torch.device
 
     @classmethod
-    def of(cls, args: tuple, kwargs: Mapping[str, Any]) -> AttentionCall:
-        """Of a call with these arguments."""
+    def of(cls, args: tuple, kwargs: Mapping[str, Any]) -> AttentionCall | None:
+        """Of a call with these arguments; None for those of a subclass with a forward of its own."""
         given = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs)
-        query, key, value = given["query"], given["key"], given["value"]
+        query, key, value = (given.get(name) for name in ("query", "key", "value"))
+        if not all(isinstance(t, Tensor) for t in (query, key, value)):
+            return None
         rows = tuple(math.prod(t.shape[:-1]) for t in (query, key, value, query))
         return cls(tuple(query.shape), rows, query.dtype, query.device)
 

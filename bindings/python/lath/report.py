@@ -278,7 +278,8 @@ def _run(model: nn.Module, modules: list[nn.Module], inputs: Any) -> dict[int, l
 
     def record(module: nn.Module, args: tuple, kwargs: dict, y: Any) -> None:
         if _attention.is_attention(module):
-            calls[id(module)].append(_attention.AttentionCall.of(args, kwargs))
+            call = _attention.AttentionCall.of(args, kwargs)
+            calls[id(module)].extend([call] if call else [])
             return
         if _recurrent.is_lstm(module):
             calls[id(module)].append(_recurrent.LSTMCall.of(args, kwargs))

@@ -61,7 +61,7 @@ def survey(model: nn.Module) -> list[Site]:
     for name, module in modules.items():
         if name and (isinstance(module, (*DENSE, *THIN)) or _is_quantized(module)):
             parent, _, key = name.rpartition(".")
-            if _attention.is_attention(modules[parent]):
+            if key == "out_proj" and _attention.owns_projection(modules[parent]):
                 continue
             site = sites.setdefault(id(module), Site(module))
             site.names.append(name)
