@@ -17,7 +17,7 @@ from lath.nn import LowRankLSTM
 from lstm_cases import assert_close, assert_same_function, packed
 from operator_cases import random
 from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.testing import CompileCounter
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
 F64 = torch.float64
@@ -296,7 +296,7 @@ def test_export_and_compile():
 def test_one_graph_for_every_length_and_batch():
     module = LowRankLSTM(5, 8, 3, num_layers=2)
     torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounter()
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
     for steps, batch in ((4, 3), (7, 5), (9, 6)):
         x = random(steps, batch, 5)
@@ -537,7 +537,7 @@ def test_bad_calls(x, hx, error, message):
 
 
 def test_lengths_of_packed_sequences():
-    """Torch itself refuses to pack sequences that are not sorted, or empty; what is packed by hand reaches the operator."""
+    """Torch refuses to pack sequences that are not sorted, or empty; what is packed by hand reaches the operator."""
     module = LowRankLSTM(5, 8, 3)
     with pytest.raises(RuntimeError, match="sorted in decreasing order"):
         module(pack_sequence([zeros(2, 5), zeros(3, 5)]))

@@ -153,8 +153,13 @@ def test_memory_that_is_kept():
     x, w = sequence(6, 3, 5, dtype=torch.float32), leaves(*weights(5, 8, 2, 3, torch.float32))
     for keep_gates, per_row in ((False, 2 * 8), (True, 6 * 8)):
         saved = {}
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.setdefault(t.data_ptr(), t), lambda t: t):
-            lowrank_lstm(x, *w, keep_gates=keep_gates)
+
+        def keep(t, saved=saved):
+            return saved.setdefault(t.data_ptr(), t)
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            y = lowrank_lstm(x, *w, keep_gates=keep_gates)
+        assert y[0].requires_grad
         own = x.numel() + sum(t.numel() for t in w)
         assert sum(t.numel() for t in saved.values()) == own + 18 * per_row
 

@@ -110,7 +110,7 @@ def conv_backward_samples():
 
 
 def lstm_samples():
-    """Operands of an LSTM up to the flags: dtypes, layouts, absent operands, packed and padded, sizes at the low end."""
+    """Operands of an LSTM up to the flags: dtypes, layouts, absent operands, packed and padded, small sizes."""
 
     def weights(n, h, r, s, dtype=torch.float32):
         shapes = ((s, n), (4 * h, s), (r, h), (4 * h, r), (4 * h,), (4 * h,))

@@ -75,7 +75,7 @@ def _expand(x: Tensor, w: Weights) -> Tensor:
 
 
 def _unroll(x: Tensor, h0: Tensor, c0: Tensor, w: Weights, layout: Layout):
-    """h of every step, the last state, and the steps for the backward."""
+    """Of every step h and what the backward needs, and the last state."""
     h, c = h0, c0
     inputs = layout.split(_expand(x, w))
     hs: list[Tensor] = [x] * len(inputs)
@@ -197,8 +197,7 @@ def projected(run, x: Tensor, h0: Tensor | None, c0: Tensor | None, w: Weights, 
     In terms of the numbers before the projection, m, the recurrent weight is ``u (v w_hr)`` or ``(u v) w_hr``: a layer
     without projection. Only an initial h0 has no m; with one the first step is taken here.
 
-    Args:
-        run: ``(x, m0, c0, weights, batch_sizes) -> (m, mn, cn)``, the layer without projection.
+    ``run(x, m0, c0, weights, batch_sizes) -> (m, mn, cn)`` is the layer without projection.
     """
     narrow = w.v.shape[0] <= w_hr.shape[0]
     inner = w._replace(v=w.v @ w_hr) if narrow else w._replace(v=w_hr, u=w.u @ w.v)

@@ -282,7 +282,8 @@ def lowrank_lstm(
         u_in: (4 * hidden, in_rank), or (4 * hidden, in) without v_in.
         v: (rank, hidden); with a projection (rank, proj).
         u: (4 * hidden, rank).
-        bias_in, bias: (4 * hidden), or None.
+        bias_in: (4 * hidden), or None.
+        bias: the same; they are added.
         h0: (batch, hidden), with a projection (batch, proj); None for zeros.
         c0: (batch, hidden), or None for zeros.
         batch_sizes: of a packed sequence, as in ``torch.nn.utils.rnn.PackedSequence``: int64, on the CPU.

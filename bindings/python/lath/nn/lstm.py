@@ -251,7 +251,8 @@ class LowRankLSTM(Module):
 
         Args:
             module: an ``nn.LSTM``.
-            rank, input_rank: as for the constructor; beyond the size of a weight its factors are filled up with zeros.
+            rank: as for the constructor; beyond the size of a weight its factors are filled up with zeros.
+            input_rank: likewise.
             init: "svd" factors the weights of ``module``; "fresh" keeps nothing but its sizes.
             decompositions: of its weights by name, if the caller has some already.
 
@@ -356,7 +357,7 @@ class LowRankLSTM(Module):
             raise RuntimeError(
                 f"LowRankLSTM: input: got shape {tuple(x.shape)}, expected {self.input_size} in the last place"
             )
-        weight = getattr(self, "weight_hh_u_l0")
+        weight = self.weight_hh_u_l0
         if x.dtype is not weight.dtype and not (x.is_meta or torch.is_autocast_enabled(x.device.type)):
             raise ValueError(
                 f"LowRankLSTM: input: got dtype {x.dtype}, expected {weight.dtype} as of the weights; "
