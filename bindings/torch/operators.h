@@ -2,7 +2,7 @@
  *
  * operators.h - the one list of operators of the namespace `lath`.
  *
- *   LATH_OPERATORS(X) expands to X(name, schema after the name, dispatch key, C entry) for each of them. It has three parts, by
+ *   LATH_OPERATORS(X) expands to X(name, schema after the name, dispatch key, C entry) for each of them. It has four parts, by
  *   who computes on a GPU; LATH_CUDA_OPERATORS(X) are those of the GPU alone.
  *
  * The list feeds registration (operators_cpu.c, operators_cuda.c); the tests read it back through torch and run opcheck, the leak
