@@ -10,7 +10,7 @@ import copy
 import math
 
 import torch
-from lath.nn import LowRankConv2d, LowRankLinear
+from lath.nn import LowRankConv2d, LowRankLinear, LowRankLSTM
 from torch import nn
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
@@ -72,7 +72,7 @@ def _calls(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> list
 
 
 def _is_lstm(module: nn.Module) -> bool:
-    return hasattr(module, "hidden_size")
+    return isinstance(module, (nn.LSTM, LowRankLSTM))
 
 
 def _is_attention(module: nn.Module) -> bool:

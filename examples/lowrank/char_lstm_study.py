@@ -302,7 +302,7 @@ def draw_panel(axis: Axes, results: list[Result], across: str, label: str) -> No
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="two seeds, few steps, to see whether it works")
-    parser.add_argument("--steps", type=int, help="(2000; quick: 20)")
+    parser.add_argument("--steps", type=int, help="(2000; quick: 10)")
     parser.add_argument("--seeds", type=int, nargs="+", help=f"({' '.join(map(str, SEEDS))}; quick: 1 2)")
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS, help=f"({' '.join(map(str, RANKS))})")
     parser.add_argument(
@@ -311,12 +311,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--init", choices=("none", "SI"), default="SI", help="of the low-rank variants (SI)")
     parser.add_argument("--batch", type=int, default=64, help="windows in a step (64)")
     parser.add_argument("--lr", type=float, default=3e-3, help="of Adam, along a cosine (3e-3)")
-    parser.add_argument("--held-out", type=int, help="batches of held-out text to look at (40; quick: 2)")
+    parser.add_argument("--held-out", type=int, help="batches of held-out text to look at (40; quick: 1)")
     parser.add_argument("--threads", type=int, help="as torch.set_num_threads (default: as torch has them)")
     parser.add_argument("--output", type=Path, default=Path("build/char_lstm"), help="folder (build/char_lstm)")
     args = parser.parse_args(argv)
-    args.steps = args.steps or (20 if args.quick else 2000)
-    args.held_out = args.held_out or (2 if args.quick else 40)
+    args.steps = args.steps or (10 if args.quick else 2000)
+    args.held_out = args.held_out or (1 if args.quick else 40)
     args.seeds = args.seeds or ((1, 2) if args.quick else SEEDS)
     args.ranks = sorted(set(args.ranks))
     if min(args.ranks) < 1 or args.steps < 1 or args.batch < 1:

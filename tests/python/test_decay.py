@@ -311,6 +311,26 @@ def test_step_of_layers_that_hold_several():
     assert sum(grad is not None for grad in expected.values()) == 6
 
 
+@pytest.mark.parametrize("decay", DECAYS)
+def test_attention_counts_each_projection(decay):
+    layer = lath.nn.LowRankMultiheadAttention(12, 2, 3, dtype=torch.float64)
+    v, u = layer.in_proj_weight_v, layer.in_proj_weight_u
+    pairs = [*zip(v.chunk(3), u.chunk(3), strict=True), (layer.out_proj.weight_v, layer.out_proj.weight_u)]
+    torch.testing.assert_close(decay(layer), sum(DIRECT[decay](v, u) for v, u in pairs))
+    dense = layer.to_dense()
+    if decay is lath.frobenius_decay:
+        total = dense.in_proj_weight.square().sum() + dense.out_proj.weight.square().sum()
+        torch.testing.assert_close(decay(layer), total)
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_an_lstm_counts_each_factored_weight(decay):
+    layer = lath.nn.LowRankLSTM(5, 8, 3, num_layers=2, input_rank=(0, 2), dtype=torch.float64)
+    names = ("weight_hh_{}_l0", "weight_ih_{}_l1", "weight_hh_{}_l1")
+    pairs = [(getattr(layer, name.format("v")), getattr(layer, name.format("u"))) for name in names]
+    torch.testing.assert_close(decay(layer), sum(DIRECT[decay](v, u) for v, u in pairs))
+
+
 # ---- in the place of weight decay ---------------------------------------------------------------------------------
 
 

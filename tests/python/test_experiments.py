@@ -497,6 +497,22 @@ class TestTrain:
     def test_other_ways(self, austen, tmp_path, option):
         assert train(option, *SHORT, "--epochs", 1, "--validation", 0.2, "--output", tmp_path / "out") == 0
 
+    @pytest.mark.slow
+    def test_compiled_it_learns_the_same(self, monkeypatch, tmp_path):
+        from data import FashionMNIST, Split
+        from lowrank import pictures
+
+        images, labels = torch.randn(12, 1, 28, 28), torch.arange(12) % 10
+        monkeypatch.setattr(
+            pictures, "fashion_mnist", lambda: FashionMNIST(Split(images, labels), Split(images, labels))
+        )
+        losses = []
+        for option in ((), ("--compile",)):
+            folder = tmp_path / str(len(losses))
+            assert train("--model", "mlp", *option, *SHORT, "--epochs", 2, "--output", folder) == 0
+            losses.append([float(line["train_loss"]) for line in rows(next(folder.glob("*.csv")))])
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
     def test_a_loss_that_overflows_is_one_line_and_exit_code_1(self, austen, tmp_path, capsys):
         assert train("--lr", 1e30, *SHORT, "--limit", 20, "--epochs", 1, "--output", tmp_path / "out") == 1
         err = capsys.readouterr().err

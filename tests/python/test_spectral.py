@@ -8,7 +8,7 @@ import math
 import lath
 import pytest
 import torch
-from lath.nn import LowRankConv2d, LowRankLinear
+from lath.nn import LowRankConv2d, LowRankLinear, LowRankLSTM, LowRankMultiheadAttention
 from torch import nn
 
 F64 = torch.float64
@@ -83,6 +83,43 @@ class TestSpectralInit:
             error = torch.linalg.svdvals(w)[2:].square().sum().sqrt()
             torch.testing.assert_close((product - w).norm().detach(), error)
 
+    def test_an_lstm_and_attention(self):
+        lstm = LowRankLSTM(5, 16, 3, num_layers=2, bidirectional=True, input_rank=(0, 4), dtype=F64)
+        attention = LowRankMultiheadAttention(12, 2, 3, dtype=F64)
+        dense = lstm.weight_ih_l0.detach().clone()
+        drawn = {}
+
+        def init(weight):
+            nn.init.normal_(weight)
+            drawn[len(drawn)] = weight.clone()
+
+        names = lath.spectral_init(nn.ModuleDict({"lstm": lstm, "attention": attention}), init)
+        assert len(names) == 2 * 3 + 2
+        assert {"lstm.weight_hh_l1_reverse", "attention.in_proj_weight", "attention.out_proj.weight"} <= set(names)
+        assert "lstm.weight_ih_l0" not in names
+        assert torch.equal(lstm.weight_ih_l0, dense)
+        weights = lstm.merged()
+        for weight, name in zip(drawn.values(), names, strict=True):
+            if name.startswith("lstm"):
+                name = name.removeprefix("lstm.")
+                rank = getattr(lstm, name.replace("h_l", "h_v_l")).shape[0]
+                error = torch.linalg.svdvals(weight)[rank:].square().sum().sqrt()
+                torch.testing.assert_close((weights[name].detach() - weight).norm(), error)
+        full = drawn[names.index("attention.in_proj_weight")]
+        products = attention.to_dense().in_proj_weight.detach()
+        for product, weight in zip(products.chunk(3), full.chunk(3), strict=True):
+            error = torch.linalg.svdvals(weight)[3:].square().sum().sqrt()
+            torch.testing.assert_close((product - weight).norm(), error)
+
+    def test_an_lstm_draws_in_the_bound_of_its_hidden_size(self):
+        lstm = LowRankLSTM(300, 64, 64, input_rank=256)
+        lath.spectral_init(lstm)
+        weights = lstm.merged()
+        assert {"weight_ih_l0", "weight_hh_l0"} <= weights.keys()
+        for name in ("weight_ih_l0", "weight_hh_l0"):
+            assert weights[name].abs().max() <= 1.001 / 8
+            assert weights[name].std().item() == pytest.approx(1 / 8 / math.sqrt(3), rel=0.02)
+
     def test_a_model_without_low_rank_layers(self):
         model = network()
         before = model[3].weight.clone()
@@ -116,6 +153,18 @@ class TestSingularValues:
     def test_recurrent_layers(self):
         lstm = nn.LSTM(3, 4)
         assert {n: len(v) for n, v in lath.singular_values(lstm).items()} == {"weight_ih_l0": 3, "weight_hh_l0": 4}
+
+    def test_low_rank_lstm_and_attention(self):
+        lstm = LowRankLSTM(5, 16, 3, num_layers=2, input_rank=(0, 4), dtype=F64)
+        dense = lath.singular_values(lstm.to_dense())
+        for name, values in lath.singular_values(lstm).items():
+            torch.testing.assert_close(values, dense.pop(name)[: len(values)])
+        assert dense == {}
+        attention = LowRankMultiheadAttention(12, 2, 3, dtype=F64)
+        values = lath.singular_values(attention)
+        assert values.keys() == {"in_proj_weight", "out_proj.weight"}
+        for row, weight in zip(values["in_proj_weight"], attention.to_dense().in_proj_weight.chunk(3), strict=True):
+            torch.testing.assert_close(row, torch.linalg.svdvals(weight)[:3].detach())
 
     def test_unknown_form(self):
         with pytest.raises(ValueError, match="conv is 'round'"):
