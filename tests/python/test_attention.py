@@ -299,14 +299,16 @@ def test_cross_attention_shares_key_and_value(products):
 
 @pytest.mark.parametrize("why", ["gradient", "rank above break-even", "large", "three tensors", "separate"])
 def test_otherwise_each_projection_is_one_operator(products, monkeypatch, why):
-    made = layer(torch.float32, **({"kdim": EMBED, "vdim": 6} if why == "separate" else {}))
+    made = layer(torch.float32, **({"kdim": 6, "vdim": 6} if why == "separate" else {}))
     if why == "rank above break-even":
         made = LowRankMultiheadAttention(EMBED, HEADS, 6)
     if why == "large":
         monkeypatch.setattr(module_under_test, "_CACHED", 5 * 2 * 3 * RANK * 4 - 1)
     x = torch.randn(5, 2, EMBED)
     args = (x, x.clone(), x.clone()) if why == "three tensors" else (x, x, x)
-    args = (x, x, x[..., :6]) if why == "separate" else args
+    if why == "separate":
+        memory = torch.randn(7, 2, 6)
+        args = (x, memory, memory)
     with torch.set_grad_enabled(why == "gradient"):
         made(*args)
     assert len(products["lowrank_linear"]) == 3

@@ -188,6 +188,22 @@ def test_from_dense_fresh():
     assert not torch.allclose(made.in_proj_weight_v, near.in_proj_weight_v)
 
 
+@pytest.mark.parametrize("init", ["svd", "fresh"])
+@pytest.mark.parametrize("options", [{"add_bias_kv": True}, {"add_bias_kv": True, **SEPARATE}])
+def test_from_dense_carries_requires_grad_over(init, options):
+    original = dense(**options).requires_grad_(False)
+    weight = "k_proj_weight" if "kdim" in options else "in_proj_weight"
+    trained = {"in_proj_bias", "bias_v", "out_proj.weight", weight}
+    for name in trained:
+        original.get_parameter(name).requires_grad_(True)
+    made = LowRankMultiheadAttention.from_dense(original, 2, init=init)
+    got = {name for name, p in made.named_parameters() if p.requires_grad}
+    assert got == trained - {weight, "out_proj.weight"} | {
+        f"{name}_{factor}" for name in (weight, "out_proj.weight") for factor in "vu"
+    }
+    assert {name for name, p in made.to_dense().named_parameters() if p.requires_grad} == trained
+
+
 def test_from_dense_on_meta():
     made = LowRankMultiheadAttention.from_dense(nn.MultiheadAttention(4, 2, device="meta"), 1)
     assert all(p.is_meta for p in made.parameters())
