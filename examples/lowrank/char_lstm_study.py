@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a low-rank LSTM costs in bits per character and saves in time, on the novels of Jane Austen.
 
-    python examples/lowrank/char_lstm_study.py            # hours on two cores
+    python examples/lowrank/char_lstm_study.py            # an hour or more on two cores
     python examples/lowrank/char_lstm_study.py --quick    # a minute: whether it works, no result
 
 The character LSTM of "Low-rank Model Training From Scratch", embedding 8 and two layers of 256: dense; at three ranks,
