@@ -238,6 +238,12 @@ def tie(attention):
     attention.out_proj.weight = nn.Parameter(attention.in_proj_weight.data[:SIZE])
 
 
+def tied_output():
+    model = Attends()
+    model.alias = model.attention.out_proj.weight
+    return model
+
+
 def replace_forward(attention):
     attention.forward = lambda *args, **kwargs: nn.MultiheadAttention.forward(attention, *args, **kwargs)
 
@@ -252,6 +258,7 @@ LEFT = {
     "pruned": (changed(lambda a: prune.l1_unstructured(a, "in_proj_weight", 3)), "computed from other tensors"),
     "pruned output": (changed(lambda a: prune.l1_unstructured(a.out_proj, "weight", 3)), "computed from other tensors"),
     "tied": (changed(tie), "is tied: attention.in_proj_weight, attention.out_proj.weight"),
+    "tied output": (tied_output, "its weight is tied: alias, attention.out_proj.weight"),
     "forward": (changed(replace_forward), "its forward was replaced"),
     "not cheaper": (lambda: Attends(kdim=1, vdim=1), "rank 9 is not cheaper: break-even is 8"),
 }
