@@ -13,7 +13,7 @@ import torch
 from lath import _lstm
 from lath.ops import lowrank_lstm
 from lstm_cases import RTOL, assert_close, dense_lstm, leaves, packed, samples, weights
-from operator_cases import NONE, OperatorLog, lstm_operands, random
+from operator_cases import NONE, OperatorLog, lstm_backward_arguments, lstm_operands, random
 from oracles import checksums, gen
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -322,6 +322,7 @@ def projected_oracle(x, h0, c0, w, w_hr):
     return y, hn[0], cn[0]
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rank", [2, 5])
 @pytest.mark.parametrize("with_state", [False, True])
@@ -397,6 +398,7 @@ def test_library_without_a_step_to_take():
     assert (y.shape, hn.shape, cn.shape) == ((0, 3, 7), (3, 7), (3, 7))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated")
 def test_forward_mode():
     x, w = sequence(3, 2, 4), weights(4, 5, 2, 2)
     tangent = random(*x.shape, dtype=torch.float64, seed=3)
@@ -478,6 +480,23 @@ def test_any_layout_of_operands():
         assert torch.equal(one, other)
 
 
+def test_every_operand_needs_a_copy():
+    """As many handles as a call can come to own."""
+    arguments = lstm_backward_arguments(torch.float32)
+    spaced = [
+        t
+        if not isinstance(t, torch.Tensor)
+        else torch.stack([t, t], -1)[..., 0]
+        if t.dim() == 1
+        else t.mT.contiguous().mT
+        for t in arguments
+    ]
+    assert not any(t.is_contiguous() for t in spaced if isinstance(t, torch.Tensor))
+    expected = torch.ops.lath.lowrank_lstm_backward(*arguments)
+    for one, other in zip(torch.ops.lath.lowrank_lstm_backward(*spaced), expected, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_batch_sizes_of_any_layout():
     *operands, batch_sizes = lstm_operands(torch.float32)
     spaced = torch.stack([batch_sizes, batch_sizes + 7], 1)[:, 0]
@@ -543,6 +562,17 @@ def test_bad_operands(case):
     operands[index] = change(operands[index])
     with pytest.raises(RuntimeError, match=re.escape(message)):
         torch.ops.lath.lowrank_lstm_forward(*operands)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2**31, 2**31, 1), (2**40, 2**20, 1), (2**45, 1, 1), (1, 2**45, 1)], ids=lambda shape: str(shape[:2])
+)
+def test_sizes_that_no_memory_holds(shape):
+    x, (_, *w) = torch.zeros(1, 1, 1).expand(shape), weights(1, 4, 2, 0, torch.float32)
+    with pytest.raises(
+        RuntimeError, match=r"lath::lowrank_lstm_forward: (x|y): .*(overflow|exceeds|out of memory|fewer)"
+    ):
+        lowrank_lstm(x, None, *w)
 
 
 def test_bad_arguments():
