@@ -410,6 +410,15 @@ const std::vector<LstmShape> &PackedLstms() {
   return shapes;
 }
 
+const std::vector<LstmShape> &LayerLstms() {
+  static const std::vector<LstmShape> shapes = {
+      LstmShape().Sizes(300, 260).Ranks(40, 51).Sequence(3, 66),
+      LstmShape().Sizes(8, 256).Ranks(0, 204).Sequence(2, 130).Reverse(),
+      LstmShape().Sizes(520, 512).Ranks(100, 90).Packed({17, 6}),
+  };
+  return shapes;
+}
+
 const std::vector<LstmShape> &EmptyLstms() {
   static const std::vector<LstmShape> shapes = [] {
     std::vector<LstmShape> all;

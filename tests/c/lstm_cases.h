@@ -124,6 +124,7 @@ const std::vector<LstmShape> &WidthLstms();     // hidden sizes, inputs and rank
 const std::vector<LstmShape> &BatchLstms();     // batches around the blocks of both directions
 const std::vector<LstmShape> &SequenceLstms();  // no step, one, more than a chunk of them
 const std::vector<LstmShape> &PackedLstms();
+const std::vector<LstmShape> &LayerLstms();  // of the size that layers have
 const std::vector<LstmShape> &EmptyLstms();  // an empty batch, inputs of no numbers
 
 }  // namespace lath_test

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// lstm_oracle.h - a low-rank LSTM in double, by another way than the library: dense weights, one sample after the other, each as
-// a plain sequence of rows in the order in which it is run through; gradients of the dense weights, then of their factors.
+// lstm_oracle.h - a low-rank LSTM in double, by another way than the library: dense weights, one sample after the other, each
+// as a plain sequence of rows in the order in which it is run through; gradients of the dense weights, then of their factors.
 
 #ifndef LATH_TESTS_C_LSTM_ORACLE_H_
 #define LATH_TESTS_C_LSTM_ORACLE_H_

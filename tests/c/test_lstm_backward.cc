@@ -80,6 +80,14 @@ TEST_P(LstmBackward, IsRightForShapesAtRandom) {
   for (int repeat = 0; repeat < 80; ++repeat) Check(DrawLstm(&choices), choices.Next());
 }
 
+TEST_P(LstmBackward, IsRightForLayersOfOrdinarySize) {
+  for (const LstmShape &shape : LayerLstms()) {
+    for (const lath_association association : {LATH_FACTORED, LATH_MERGED}) {
+      EXPECT_TRUE(Right(LstmInputs(LATH_F32, shape, 16), Options(association)));
+    }
+  }
+}
+
 TEST_P(LstmBackward, EveryAssociationIsRight) {
   for (const lath_dtype dtype : kDtypes) {
     for (const lath_association association : kAssociations) {

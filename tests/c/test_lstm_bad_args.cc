@@ -311,6 +311,7 @@ TEST(EmptyLstm, InputsOfNoNumbersNeedNoMemory) {
     ValidLstm forward(shape, false), backward(shape, true);
     for (LstmArgs *args : {&forward.args, &backward.args}) {
       args->x = args->u_in = nullptr;
+      args->s_x_row = args->s_dx_row = 1, args->s_x_step = args->s_dx_step = shape.batch;  // torch's strides of nothing
       args->dx = args->du_in = args->dv_in = nullptr;
     }
     const LstmOracle oracle = OracleOf(forward.inputs);
