@@ -5,7 +5,7 @@ Importing the package loads the operators into ``torch.ops.lath``::
 
     import lath
 
-    report = lath.convert(model, lath.LowRank(ratio=0.2))   # nn.Linear, nn.Conv2d -> thin ones, in place
+    report = lath.convert(model, lath.LowRank(ratio=0.2))   # linear, convolution, attention, LSTM -> thin, in place
     print(report)
     ...                                                      # train as before, with a new optimizer
     lath.restore(model)                                      # back to the dense layers, weights merged
