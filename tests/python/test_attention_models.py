@@ -99,7 +99,7 @@ def small(config, model, **options):
     """A network of random numbers; nothing is downloaded."""
 
     def make():
-        transformers = package("transformers")
+        transformers = pytest.importorskip("transformers")
         return getattr(transformers, model)(getattr(transformers, config)(**options))
 
     return make
