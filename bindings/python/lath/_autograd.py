@@ -214,8 +214,8 @@ class LowRankLSTMFunction(torch.autograd.Function):
             return (None,) * 14
         needs.append(need_bias_in or need_bias)
         results = _lstm_grads(ctx, grads, needs)
-        *results, d_bias = (result if need else None for result, need in zip(results, needs, strict=True))
-        return (*results, d_bias if need_bias_in else None, d_bias if need_bias else None, *(None,) * 5)
+        results = [result if need else None for result, need in zip(results, needs, strict=True)]
+        return (*results, results[-1], *(None,) * 5)  # both biases have the same gradient
 
     @staticmethod
     def vmap(info, in_dims, *args):
