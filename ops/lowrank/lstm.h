@@ -28,6 +28,11 @@ static inline int64_t lath_lstm_at(const struct lath_lowrank_lstm *a, int64_t t,
   return a->batch_sizes ? row * s_row : t * s_step;
 }
 
+/* The same of x, which may be NULL where there are no numbers to read. */
+static inline int64_t lath_lstm_x_at(const struct lath_lowrank_lstm *a, int64_t t, int64_t row, int64_t b) {
+  return a->in == 0 ? 0 : lath_lstm_at(a, t, row, a->s_x_step, a->s_x_row) + b * a->s_x_row;
+}
+
 /* ---- weights (lstm_weights.c) ---------------------------------------------------------------------------------------------------------- */
 
 /* One of the two parts, of h or of x. */

@@ -28,6 +28,9 @@ static lath_status check_extents(const struct lath_lowrank_lstm *a, int64_t rows
       __builtin_add_overflow(columns, from, &columns))
     return LATH_SIZE_OVERFLOW;
   LATH_TRY(lath_check_extents((const int64_t[]){gates, columns}, 2));
+  LATH_TRY(lath_check_extents((const int64_t[]){gates, a->rank, a->hidden}, 3)); /* multiply-adds that merge the factors */
+  LATH_TRY(lath_check_extents((const int64_t[]){gates, a->in_rank, a->in}, 3));
+  LATH_TRY(lath_check_extents((const int64_t[]){rows, a->in_rank, a->in}, 3));
   return lath_check_extents((const int64_t[]){rows, gates, columns}, 3);
 }
 
@@ -42,10 +45,9 @@ static lath_status check_sequence(const void *data, const struct lath_lowrank_ls
 }
 
 static lath_status check_weights(const struct lath_lowrank_lstm *a) {
-  if (!a->u || !a->v) return LATH_INVALID_ARGUMENT;
-  if (a->in == 0) return LATH_OK;
-  if (!a->u_in || (a->in_rank > 0 && !a->v_in)) return LATH_INVALID_ARGUMENT;
-  return LATH_OK;
+  const int64_t wide = a->in_rank > 0 ? a->in_rank : a->in;
+  if (!a->u || !a->v || (wide > 0 && !a->u_in)) return LATH_INVALID_ARGUMENT;
+  return a->in_rank > 0 && a->in > 0 && !a->v_in ? LATH_INVALID_ARGUMENT : LATH_OK;
 }
 
 static lath_status check_common(const struct lath_lowrank_lstm *a, int64_t *rows) {

@@ -154,8 +154,9 @@ static void gather_step(const struct chunk *k, const struct step *s) {
   }
   copy_state(a->h0, k->from + old, s->m - old, h, to_h + old * h);
   copy_state(a->c0, k->from + old, s->m - old, h, to_c + old * h);
-  copy_rows(s->m, a->in, (const float *)a->x + lath_lstm_at(a, s->t, s->row, a->s_x_step, a->s_x_row) + k->from * a->s_x_row,
-            a->s_x_row, k->x + s->at * a->in, a->in);
+  if (a->in > 0)
+    copy_rows(s->m, a->in, (const float *)a->x + lath_lstm_x_at(a, s->t, s->row, k->from), a->s_x_row, k->x + s->at * a->in,
+              a->in);
 }
 
 /* [r | s] of all rows of the chunk and, if they were not kept, their gates. */

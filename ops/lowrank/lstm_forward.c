@@ -51,7 +51,7 @@ struct step {
 static void fill_rows(const struct step *s) {
   const struct forward *f = s->f;
   const struct lath_lowrank_lstm *a = f->a;
-  const float *x = (const float *)a->x + lath_lstm_at(a, s->t, s->row, a->s_x_step, a->s_x_row) + s->b * a->s_x_row;
+  const float *x = (const float *)a->x + lath_lstm_x_at(a, s->t, s->row, s->b);
   lath_lstm_part_fill(&f->w, &f->w.hidden, s->m, f->h + s->b * a->hidden, a->hidden, s->rows, s->scratch);
   lath_lstm_part_fill(&f->w, &f->w.input, s->m, x, a->s_x_row, s->rows, s->scratch);
 }

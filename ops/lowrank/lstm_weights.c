@@ -52,6 +52,7 @@ void lath_lstm_weights_take(struct lath_lstm_weights *w, const struct lath_lowra
 
 static void interleave(const struct lath_lstm_weights *w, const struct lath_lstm_part *p) {
   const float *from = lath_lstm_is_merged(p) ? p->merged : p->u;
+  if (p->width == 0) return; /* inputs of no numbers, whose weight may be NULL */
   for (int64_t gate = 0; gate < 4; gate++)
     for (int64_t unit = 0; unit < w->a->hidden; unit++)
       memcpy(w->interleaved + lath_lstm_interleaved(w, gate, unit) * w->columns + p->column,
@@ -91,6 +92,7 @@ lath_status lath_lstm_weights_fill(struct lath_lstm_weights *w, const struct lat
 
 void lath_lstm_part_fill(const struct lath_lstm_weights *w, const struct lath_lstm_part *p, int64_t m, const float *from,
                          int64_t s_from, float *a, float *scratch) {
+  if (p->from == 0 && !p->factored) return;
   if (!p->factored) {
     for (int64_t r = 0; r < m; r++) memcpy(a + r * w->s_rows + p->column, from + r * s_from, (size_t)p->width * sizeof(float));
     return;
