@@ -47,4 +47,10 @@ static inline lath_status lath_arena_bytes(const struct lath_arena *arena, size_
   return LATH_OK;
 }
 
+/* The doubles that the plain loops work on: the workspace from its first address that suits them. */
+static inline double *lath_doubles(void *workspace) {
+  const uintptr_t mask = _Alignof(double) - 1;
+  return (double *)(((uintptr_t)workspace + mask) & ~mask);
+}
+
 #endif

@@ -8,19 +8,18 @@
  * Neither changes the result: an element of C is one chain of multiply-adds along k, whatever the blocking. */
 #include "gemm/gemm.h"
 
+#include "core/integers.h"
+
 #define SHORT_K 256   /* rows outside up to here; also the length of a block of k */
 #define BLOCK_M 96    /* rows of A that are packed at a time */
 #define WIDE_N 512    /* above it, packing A pays: each packed row serves many panels */
 #define COPY_MIN_K 32 /* a k-major A shorter than this is read in place */
 
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 /* The last panel uses no more vectors than it has columns for. A tile one vector wide loads as often as it multiplies: that counts
  * as a vector more for every 16. */
 int lath_panel_vecs(const struct lath_kernels *kernels, int64_t n) {
   static const int order[] = {2, 3, 4, 1};
-  const int64_t vectors = ceil_div(n, kernels->lanes);
+  const int64_t vectors = lath_ceil_div(n, kernels->lanes);
   int best = 1;
   int64_t least = INT64_MAX;
   for (int i = 0; i < 4; i++) {
@@ -42,7 +41,7 @@ struct lath_panels lath_panels_listed(const struct lath_kernels *kernels, int64_
   return p;
 }
 
-int64_t lath_panels_count(const struct lath_panels *p) { return ceil_div(p->n, p->width); }
+int64_t lath_panels_count(const struct lath_panels *p) { return lath_ceil_div(p->n, p->width); }
 
 struct lath_panels lath_panels_take(const struct lath_kernels *kernels, struct lath_arena *arena, int64_t n, int64_t k) {
   struct lath_panels p = lath_panels_in_place(kernels, n, k, NULL, 0);
@@ -54,7 +53,7 @@ void lath_pack(const struct lath_kernels *kernels, const struct lath_panels *p, 
                int64_t s_w, int transposed) {
   for (int64_t j = from; j < to; j++) {
     float *panel = p->packed + j * p->k * p->width;
-    const int64_t first = j * p->width, n = smaller(p->n - first, p->width);
+    const int64_t first = j * p->width, n = lath_smaller(p->n - first, p->width);
     if (transposed)
       kernels->pack_transposed(n, p->k, w + first * s_w, s_w, p->width, panel);
     else
@@ -80,7 +79,7 @@ static int64_t tile_row(const struct block *b, int64_t tile) { return b->m * til
  * load whole vectors) or when several tiles use it (rows far apart in memory compete for the same lines of L1). */
 static const float *panel_rows(const struct block *b, int64_t j, int64_t *stride) {
   const struct lath_panels *p = b->product->b;
-  const int64_t n = smaller(p->n - j * p->width, p->width);
+  const int64_t n = lath_smaller(p->n - j * p->width, p->width);
   *stride = p->width;
   if (p->packed) return p->packed + (j * p->k + b->k0) * p->width;
   if (p->listed) return p->rows + (p->starts ? p->starts[j] : j * p->width);
@@ -123,8 +122,8 @@ static void run_tile(const struct block *b, int64_t tile, int64_t j, const float
     t.b_rows = g->b->listed + b->k0;
   }
   if (g->bias) t.bias = g->bias + (b->start == LATH_START_ROWS ? i : column);
-  const int64_t vectors = ceil_div(t.n, b->kernels->lanes);
-  b->kernels->panel[kind][smaller(g->b->vecs, vectors)][height](&t);
+  const int64_t vectors = lath_ceil_div(t.n, b->kernels->lanes);
+  b->kernels->panel[kind][lath_smaller(g->b->vecs, vectors)][height](&t);
 }
 
 static void pack_a(const struct block *b, float *packed) {
@@ -163,7 +162,7 @@ static void rows_outside(const struct block *b) {
 static int64_t tallest_packed(const struct lath_kernels *kernels) {
   int64_t tiles = 0;
   for (int v = 1; v <= LATH_MAX_VECS; v++) {
-    const int64_t t = ceil_div(BLOCK_M, kernels->rows[v]);
+    const int64_t t = lath_ceil_div(BLOCK_M, kernels->rows[v]);
     tiles = t > tiles ? t : tiles;
   }
   return tiles * kernels->lanes;
@@ -178,7 +177,7 @@ int64_t lath_product_scratch(const struct lath_kernels *kernels) {
 }
 
 void lath_multiply(const struct lath_kernels *kernels, const struct lath_product *g) {
-  const int64_t k = g->b->k, blocks = k > SHORT_K ? ceil_div(k, SHORT_K) : 1;
+  const int64_t k = g->b->k, blocks = k > SHORT_K ? lath_ceil_div(k, SHORT_K) : 1;
   const int in_place = g->a_stays || g->a_rows || g->b->listed; /* of A: the kernels for lists know no other A */
   const int packs = in_place ? 0 : g->a_order == LATH_A_ROWS ? blocks > 1 && g->b->n > WIDE_N : k > COPY_MIN_K;
   const int rows_first = blocks == 1 && !packs && (g->b->packed || g->b->listed);
@@ -189,8 +188,8 @@ void lath_multiply(const struct lath_kernels *kernels, const struct lath_product
     b.k = k * (q + 1) / blocks - b.k0;
     b.panel_copy = g->scratch;
     for (b.m0 = 0; b.m0 < g->m; b.m0 += step) {
-      b.m = smaller(step, g->m - b.m0);
-      b.tiles = ceil_div(b.m, kernels->rows[g->b->vecs]);
+      b.m = lath_smaller(step, g->m - b.m0);
+      b.tiles = lath_ceil_div(b.m, kernels->rows[g->b->vecs]);
       if (packs) {
         float *packed = g->scratch + panel_copy_floats(kernels);
         pack_a(&b, packed);

@@ -5,8 +5,7 @@
 #include <string.h>
 
 #include "core/bf16.h"
-
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+#include "core/integers.h"
 
 void lath_fetch_rows(int64_t rows, int64_t width, const float *data, int64_t stride) {
   for (int64_t h = 0; h < rows; h++)
@@ -98,13 +97,11 @@ void lath_write_planes(const struct lath_kernels *kernels, lath_dtype dtype, con
 
 /* ---- horizontal taps --------------------------------------------------------------------------------------------------------------------- */
 
-static int64_t ceil_div(int64_t a, int64_t b) { return a > 0 ? (a + b - 1) / b : 0; }
-
 /* Output pixels [from, to) of tap j meet the row; the others meet its padding. */
 static int64_t reach(const struct lath_columns *c, int64_t j, int64_t *from, int64_t *to) {
   const int64_t shift = j * c->dilation - c->pad;
-  *from = smaller(ceil_div(-shift, c->stride), c->out);
-  *to = smaller(ceil_div(c->in - shift, c->stride), c->out);
+  *from = lath_smaller(lath_ceil_div(lath_larger(-shift, 0), c->stride), c->out);
+  *to = lath_smaller(lath_ceil_div(lath_larger(c->in - shift, 0), c->stride), c->out);
   if (*to < *from) *to = *from;
   return shift;
 }
@@ -150,7 +147,7 @@ void lath_spread_columns(const struct lath_kernels *kernels, const struct lath_c
                          const struct lath_planes *planes, int64_t channels, int64_t rows, int64_t ahead,
                          const struct lath_copies *to) {
   for (int64_t c = 0; c < channels; c += SPREAD_CHANNELS) {
-    const int64_t count = smaller(SPREAD_CHANNELS, channels - c);
+    const int64_t count = lath_smaller(SPREAD_CHANNELS, channels - c);
     const float *data = planes->data + c * planes->s_c;
     for (int64_t k = 0; ahead && k < count; k++)
       lath_fetch_rows(rows, columns->in, data + k * planes->s_c + ahead, planes->s_h);

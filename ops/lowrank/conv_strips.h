@@ -3,16 +3,13 @@
 #ifndef LATH_LOWRANK_CONV_STRIPS_H
 #define LATH_LOWRANK_CONV_STRIPS_H
 
+#include "core/integers.h"
 #include "gemm/images.h"
 #include "gemm/kernels.h"
 #include "lowrank/conv.h"
 
 #define LATH_STRIP_PIXELS 256   /* copies of a block of channels, z and y of a strip stay in L2 */
 #define LATH_BLOCK_CHANNELS 256 /* channels of an image that is read in place are called into L2 by so many */
-
-static inline int64_t lath_smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t lath_larger(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t lath_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* Images that are put side by side where a single one has fewer than `few` pixels: as many as make LATH_STRIP_PIXELS; else 1. */
 int64_t lath_images_side_by_side(int64_t batch, int64_t pixels, int64_t few);

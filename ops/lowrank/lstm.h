@@ -7,7 +7,10 @@
 #ifndef LATH_LOWRANK_LSTM_H
 #define LATH_LOWRANK_LSTM_H
 
+#include <string.h>
+
 #include "core/arena.h"
+#include "core/integers.h"
 #include "gemm/gemm.h"
 #include "lath.h"
 
@@ -31,6 +34,39 @@ static inline int64_t lath_lstm_at(const struct lath_lowrank_lstm *a, int64_t t,
 /* The same of x, which may be NULL where there are no numbers to read. */
 static inline int64_t lath_lstm_x_at(const struct lath_lowrank_lstm *a, int64_t t, int64_t row, int64_t b) {
   return a->in == 0 ? 0 : lath_lstm_at(a, t, row, a->s_x_step, a->s_x_row) + b * a->s_x_row;
+}
+
+/* Samples [b, b + m) of an initial state or of its gradient, which is zero where there is none. */
+static inline void lath_lstm_state(const float *state, int64_t b, int64_t m, int64_t hidden, float *to) {
+  const size_t bytes = (size_t)(m * hidden) * sizeof *to;
+  if (state)
+    memcpy(to, state + b * hidden, bytes);
+  else
+    memset(to, 0, bytes);
+}
+
+/* Steps one after the other: step t has `rows` rows, of which the first is number `row`. */
+struct lath_lstm_walk {
+  int64_t done, t, row, rows;
+  int ascending;
+};
+
+/* In the order of the recurrence, or against it as gradients go. */
+static inline struct lath_lstm_walk lath_lstm_walk(const struct lath_lowrank_lstm *a, int against) {
+  struct lath_lstm_walk walk = {.ascending = !a->reverse == !against};
+  for (int64_t t = 0; !walk.ascending && t < a->steps; t++) walk.row += lath_lstm_rows(a, t);
+  return walk;
+}
+
+/* On to the next step; 0 after the last one. */
+static inline int lath_lstm_walk_on(const struct lath_lowrank_lstm *a, struct lath_lstm_walk *walk) {
+  if (walk->done == a->steps) return 0;
+  if (walk->ascending) walk->row += walk->rows;
+  walk->t = walk->ascending ? walk->done : a->steps - 1 - walk->done;
+  walk->rows = lath_lstm_rows(a, walk->t);
+  if (!walk->ascending) walk->row -= walk->rows;
+  walk->done++;
+  return 1;
 }
 
 /* ---- weights (lstm_weights.c) ---------------------------------------------------------------------------------------------------------- */
@@ -73,8 +109,5 @@ static inline int64_t lath_lstm_interleaved(const struct lath_lstm_weights *w, i
 /* [r | s], rows `s_rows` floats apart, of m rows of h or x with the given distance. */
 void lath_lstm_part_fill(const struct lath_lstm_weights *weights, const struct lath_lstm_part *part, int64_t m,
                          const float *from, int64_t s_from, float *a, float *scratch);
-
-static inline int64_t lath_lstm_smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t lath_lstm_larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 #endif

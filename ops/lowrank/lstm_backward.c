@@ -49,7 +49,7 @@ static void set_blocks(struct backward *b) {
   const int64_t batch = b->a->batch;
   b->blocks = batch >= MANY_ROWS ? (batch + BLOCK_ROWS - 1) / BLOCK_ROWS : batch >= FEW_ROWS ? 2 : 1;
   b->block_rows = (batch + b->blocks - 1) / b->blocks;
-  b->chunk = lath_lstm_larger(1, lath_lstm_smaller(b->a->steps, CHUNK_ROWS / lath_lstm_larger(1, b->block_rows)));
+  b->chunk = lath_larger(1, lath_smaller(b->a->steps, CHUNK_ROWS / lath_larger(1, b->block_rows)));
 }
 
 static void take_unmerge(struct unmerge *m, const struct lath_lstm_part *p, int64_t gates, const struct lath_host *host,
@@ -101,7 +101,7 @@ static void take(struct backward *b, const struct lath_lowrank_lstm *a, const st
   b->a = a;
   lath_lstm_weights_take(w, a, host, arena);
   set_blocks(b);
-  b->workers = lath_lstm_smaller(lath_host_workers(host, a->steps * a->batch * w->gates * w->columns), b->blocks);
+  b->workers = lath_smaller(lath_host_workers(host, a->steps * a->batch * w->gates * w->columns), b->blocks);
   b->back = lath_panels_take(w->kernels, arena, w->columns, w->gates);
   if (w->hidden.factored) b->v_back = lath_panels_take(w->kernels, arena, a->hidden, a->rank);
   if (w->input.factored) b->v_in_back = lath_panels_take(w->kernels, arena, a->in, a->in_rank);
@@ -131,29 +131,21 @@ static void copy_rows(int64_t m, int64_t n, const float *from, int64_t s_from, f
   for (int64_t r = 0; r < m; r++) memcpy(to + r * s_to, from + r * s_from, (size_t)n * sizeof(float));
 }
 
-/* Samples [b, b + m) of an initial state or of a gradient that may be absent. */
-static void copy_state(const float *state, int64_t b, int64_t m, int64_t n, float *to) {
-  if (state)
-    memcpy(to, state + b * n, (size_t)(m * n) * sizeof(float));
-  else
-    memset(to, 0, (size_t)(m * n) * sizeof(float));
-}
-
 /* h and c before the step, and x. Samples that begin with this step have their initial state. */
 static void gather_step(const struct chunk *k, const struct step *s) {
   const struct lath_lowrank_lstm *a = k->b->a;
   const int64_t h = a->hidden, t = a->reverse ? s->t + 1 : s->t - 1;
   const int64_t before = t >= 0 && t < a->steps ? lath_lstm_rows(a, t) : 0;
   const int64_t row = a->reverse ? s->row + lath_lstm_rows(a, s->t) : s->row - before;
-  const int64_t old = lath_lstm_larger(0, lath_lstm_smaller(s->m, before - k->from));
+  const int64_t old = lath_larger(0, lath_smaller(s->m, before - k->from));
   float *to_h = k->h + s->at * h, *to_c = k->c + s->at * h;
   if (old > 0) {
     const float *y = (const float *)a->y + lath_lstm_at(a, t, row, a->s_y_step, a->s_y_row) + k->from * a->s_y_row;
     copy_rows(old, h, y, a->s_y_row, to_h, h);
     memcpy(to_c, (const float *)a->c + (row + k->from) * h, (size_t)(old * h) * sizeof(float));
   }
-  copy_state(a->h0, k->from + old, s->m - old, h, to_h + old * h);
-  copy_state(a->c0, k->from + old, s->m - old, h, to_c + old * h);
+  lath_lstm_state(a->h0, k->from + old, s->m - old, h, to_h + old * h);
+  lath_lstm_state(a->c0, k->from + old, s->m - old, h, to_c + old * h);
   if (a->in > 0)
     copy_rows(s->m, a->in, (const float *)a->x + lath_lstm_x_at(a, s->t, s->row, k->from), a->s_x_row, k->x + s->at * a->in,
               a->in);
@@ -277,22 +269,18 @@ static void run_block(struct chunk *k) {
   const struct backward *b = k->b;
   const struct lath_lowrank_lstm *a = b->a;
   struct step steps[CHUNK_ROWS];
-  int64_t count = 0, row = 0;
+  int64_t count = 0;
   k->rows = 0;
-  for (int64_t t = 0; !a->reverse && t < a->steps; t++) row += lath_lstm_rows(a, t);
-  for (int64_t i = 0; i < a->steps; i++) {
-    const int64_t t = a->reverse ? i : a->steps - 1 - i, rows = lath_lstm_rows(a, t);
-    if (!a->reverse) row -= rows;
-    const int64_t m = lath_lstm_smaller(rows, k->to) - k->from;
+  for (struct lath_lstm_walk walk = lath_lstm_walk(a, 1); lath_lstm_walk_on(a, &walk);) {
+    const int64_t m = lath_smaller(walk.rows, k->to) - k->from;
     if (m > 0) {
-      steps[count++] = (struct step){.t = t, .row = row, .m = m, .at = k->rows};
+      steps[count++] = (struct step){.t = walk.t, .row = walk.row, .m = m, .at = k->rows};
       k->rows += m;
     }
-    if (count == b->chunk || (i + 1 == a->steps && count > 0)) {
+    if (count == b->chunk || (walk.done == a->steps && count > 0)) {
       run_chunk(k, steps, count);
       count = 0, k->rows = 0;
     }
-    if (a->reverse) row += rows;
   }
 }
 
@@ -315,8 +303,8 @@ static void share_blocks(void *arg, int64_t begin, int64_t end) {
       memset(b->d_bias + k.block * b->w.gates, 0, (size_t)b->w.gates * sizeof(float));
       memset(b->dv + k.block * b->dv_size, 0, (size_t)b->dv_size * sizeof(float));
       memset(b->dv_in + k.block * b->dv_in_size, 0, (size_t)b->dv_in_size * sizeof(float));
-      copy_state(a->dhn, k.from, k.to - k.from, a->hidden, b->dh + k.from * a->hidden);
-      copy_state(a->dcn, k.from, k.to - k.from, a->hidden, b->dc + k.from * a->hidden);
+      lath_lstm_state(a->dhn, k.from, k.to - k.from, a->hidden, b->dh + k.from * a->hidden);
+      lath_lstm_state(a->dcn, k.from, k.to - k.from, a->hidden, b->dc + k.from * a->hidden);
       run_block(&k);
     }
   }

@@ -4,8 +4,6 @@
  * Rows of the batch do not meet, so threads share them once per call and each runs through all steps alone. A step of a block of rows is
  * [r | s] (lstm.h), then group by group of units the product that gives their gates, while its panel of weights is in L1, and at once
  * their cells. */
-#include <string.h>
-
 #include "core/check.h"
 #include "core/host.h"
 #include "lowrank/lstm.h"
@@ -30,10 +28,10 @@ static int64_t macs_of(const struct lath_lstm_weights *w) {
 static void take(struct forward *f, const struct lath_lowrank_lstm *a, const struct lath_host *host, struct lath_arena *arena) {
   f->a = a;
   lath_lstm_weights_take(&f->w, a, host, arena);
-  f->workers = lath_lstm_smaller(lath_host_workers(host, macs_of(&f->w)), lath_lstm_larger(1, a->batch));
+  f->workers = lath_smaller(lath_host_workers(host, macs_of(&f->w)), lath_larger(1, a->batch));
   f->h = a->hn ? a->hn : lath_take(arena, a->batch, a->hidden);
   f->c = a->cn ? a->cn : lath_take(arena, a->batch, a->hidden);
-  f->rows_size = lath_lstm_smaller(BLOCK_ROWS, a->batch) * f->w.s_rows;
+  f->rows_size = lath_smaller(BLOCK_ROWS, a->batch) * f->w.s_rows;
   f->gates_size = (int64_t)LATH_MAX_ROWS * f->w.panels.width;
   f->scratch_size = lath_product_scratch(f->w.kernels);
   f->rows = lath_take(arena, f->workers, f->rows_size);
@@ -75,8 +73,7 @@ static void run_tile(const struct step *s, const struct lath_lstm_cells *cells, 
   if (here.h_out) here.h_out += from * here.s_h_out;
   if (here.gates_out) here.gates_out += from * here.s_gates_out;
   w->kernels->panel[LATH_A_ROWS][4][height](&tile);
-  w->kernels->lstm_cells(height, lath_lstm_smaller(w->kernels->lanes, f->a->hidden - group * w->kernels->lanes), s->gates,
-                         &here);
+  w->kernels->lstm_cells(height, lath_smaller(w->kernels->lanes, f->a->hidden - group * w->kernels->lanes), s->gates, &here);
 }
 
 static void run_step(const struct step *s) {
@@ -108,24 +105,11 @@ static void run_block(struct step *s, int64_t from, int64_t to) {
   const struct forward *f = s->f;
   const struct lath_lowrank_lstm *a = f->a;
   s->b = from;
-  s->row = 0;
-  if (a->reverse)
-    for (int64_t t = 0; t < a->steps; t++) s->row += lath_lstm_rows(a, t);
-  for (int64_t i = 0; i < a->steps; i++) {
-    s->t = a->reverse ? a->steps - 1 - i : i;
-    const int64_t rows = lath_lstm_rows(a, s->t);
-    if (a->reverse) s->row -= rows;
-    s->m = lath_lstm_smaller(rows, to) - from;
+  for (struct lath_lstm_walk walk = lath_lstm_walk(a, 0); lath_lstm_walk_on(a, &walk);) {
+    s->t = walk.t, s->row = walk.row;
+    s->m = lath_smaller(walk.rows, to) - from;
     if (s->m > 0) run_step(s);
-    if (!a->reverse) s->row += rows;
   }
-}
-
-static void set_state(float *state, const float *from, int64_t count) {
-  if (from)
-    memcpy(state, from, (size_t)count * sizeof *state);
-  else
-    memset(state, 0, (size_t)count * sizeof *state);
 }
 
 static void share_rows(void *arg, int64_t begin, int64_t end) {
@@ -138,8 +122,8 @@ static void share_rows(void *arg, int64_t begin, int64_t end) {
                      .scratch = f->scratch + w * f->scratch_size};
     const int64_t from = a->batch * w / f->workers, to = a->batch * (w + 1) / f->workers,
                   blocks = (to - from + BLOCK_ROWS - 1) / BLOCK_ROWS;
-    set_state(f->h + from * a->hidden, a->h0 ? (const float *)a->h0 + from * a->hidden : NULL, (to - from) * a->hidden);
-    set_state(f->c + from * a->hidden, a->c0 ? (const float *)a->c0 + from * a->hidden : NULL, (to - from) * a->hidden);
+    lath_lstm_state(a->h0, from, to - from, a->hidden, f->h + from * a->hidden);
+    lath_lstm_state(a->c0, from, to - from, a->hidden, f->c + from * a->hidden);
     for (int64_t i = 0; i < blocks; i++) run_block(&s, from + (to - from) * i / blocks, from + (to - from) * (i + 1) / blocks);
   }
 }

@@ -5,12 +5,6 @@
 #include "core/check.h"
 #include "lowrank/lstm.h"
 
-static int64_t all_rows(const struct lath_lowrank_lstm *a) {
-  int64_t rows = 0;
-  for (int64_t t = 0; t < a->steps; t++) rows += lath_lstm_rows(a, t);
-  return rows;
-}
-
 #define T float
 #define NAME(x) x##_f32
 #include "lowrank/lstm_reference.inc"
@@ -24,23 +18,18 @@ size_t lath_lstm_reference_bytes(const struct lath_lowrank_lstm *a) {
   return sizeof(double) * (size_t)(8 * a->hidden + 2 * wide + 2 * a->rank) + _Alignof(double);
 }
 
-static double *aligned(void *workspace) {
-  const uintptr_t mask = _Alignof(double) - 1;
-  return (double *)(((uintptr_t)workspace + mask) & ~mask);
-}
-
 lath_status lath_lowrank_lstm_ref(const struct lath_lowrank_lstm *a) {
   LATH_TRY(lath_lstm_check_forward(a));
   LATH_TRY(lath_check_workspace(a->workspace, a->workspace_bytes, lath_lstm_reference_bytes(a)));
-  if (a->dtype == LATH_F64) forward_f64(a, aligned(a->workspace));
-  if (a->dtype == LATH_F32) forward_f32(a, aligned(a->workspace));
+  if (a->dtype == LATH_F64) forward_f64(a, lath_doubles(a->workspace));
+  if (a->dtype == LATH_F32) forward_f32(a, lath_doubles(a->workspace));
   return LATH_OK;
 }
 
 lath_status lath_lowrank_lstm_backward_ref(const struct lath_lowrank_lstm *a) {
   LATH_TRY(lath_lstm_check_backward(a));
   LATH_TRY(lath_check_workspace(a->workspace, a->workspace_bytes, lath_lstm_reference_bytes(a)));
-  if (a->dtype == LATH_F64) backward_f64(a, aligned(a->workspace));
-  if (a->dtype == LATH_F32) backward_f32(a, aligned(a->workspace));
+  if (a->dtype == LATH_F64) backward_f64(a, lath_doubles(a->workspace));
+  if (a->dtype == LATH_F32) backward_f32(a, lath_doubles(a->workspace));
   return LATH_OK;
 }

@@ -2,6 +2,7 @@
  * reference.c - the `_ref` twins of the low-rank family. They are the oracle of the tests and the path of F64. */
 #include "core/bf16.h"
 #include "core/check.h"
+#include "core/integers.h"
 #include "lowrank/lowrank.h"
 
 #define T float
@@ -25,21 +26,14 @@
 #define NAME(x) x##_bf16
 #include "lowrank/reference.inc"
 
-static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
 size_t lath_lowrank_reference_bytes(const struct lath_lowrank_linear *a) {
-  return 2 * sizeof(double) * (size_t)larger(a->rank, a->rows) + _Alignof(double);
-}
-
-static double *aligned(void *workspace) {
-  const uintptr_t mask = _Alignof(double) - 1;
-  return (double *)(((uintptr_t)workspace + mask) & ~mask);
+  return 2 * sizeof(double) * (size_t)lath_larger(a->rank, a->rows) + _Alignof(double);
 }
 
 lath_status lath_lowrank_linear_ref(const struct lath_lowrank_linear *a) {
   LATH_TRY(lath_lowrank_check_forward(a));
   LATH_TRY(lath_check_workspace(a->workspace, a->workspace_bytes, lath_lowrank_reference_bytes(a)));
-  double *p = aligned(a->workspace);
+  double *p = lath_doubles(a->workspace);
   if (a->dtype == LATH_F64) forward_f64(a, p);
   if (a->dtype == LATH_F32) forward_f32(a, p);
   if (a->dtype == LATH_BF16) forward_bf16(a, p);
@@ -49,7 +43,7 @@ lath_status lath_lowrank_linear_ref(const struct lath_lowrank_linear *a) {
 lath_status lath_lowrank_linear_backward_ref(const struct lath_lowrank_linear *a) {
   LATH_TRY(lath_lowrank_check_backward(a));
   LATH_TRY(lath_check_workspace(a->workspace, a->workspace_bytes, lath_lowrank_reference_bytes(a)));
-  double *p = aligned(a->workspace), *dp = p + larger(a->rank, a->rows);
+  double *p = lath_doubles(a->workspace), *dp = p + lath_larger(a->rank, a->rows);
   if (a->dtype == LATH_F64) backward_f64(a, p, dp);
   if (a->dtype == LATH_F32) backward_f32(a, p, dp);
   if (a->dtype == LATH_BF16) backward_bf16(a, p, dp);
