@@ -95,13 +95,22 @@ static bool data_of(struct call *call, const char *name, AtenTensorHandle tensor
   return torch_get_mutable_data_ptr(tensor, data) == 0 || call_fail(call, name, "torch gives no pointer to its data");
 }
 
+/* Dense in some order of its strides, as every output is; contiguous_strides() has seen that it fits. */
+static size_t bytes_of(int64_t dim, const int64_t *sizes, lath_dtype dtype) {
+  size_t bytes = lath_dtype_size(dtype);
+  for (int64_t i = 0; i < dim; i++) bytes *= (size_t)sizes[i];
+  return bytes;
+}
+
 bool call_output_strided(struct call *call, const char *name, int64_t dim, const int64_t *sizes, const int64_t *strides,
                          lath_dtype dtype, void **data) {
   AtenTensorHandle tensor;
   if (!new_tensor(call, name, dim, sizes, strides, codes.dtype[dtype], &tensor)) return false;
   call->output_tensors[call->num_output_tensors++] = tensor;
   call->outputs[call->num_outputs++] = (StableIValue)(uintptr_t)tensor;
-  return data_of(call, name, tensor, data);
+  if (!data_of(call, name, tensor, data)) return false;
+  device_new_memory(*data, bytes_of(dim, sizes, dtype));
+  return true;
 }
 
 bool call_output_tensor(struct call *call, const char *name, int64_t dim, const int64_t *sizes, lath_dtype dtype, void **data) {

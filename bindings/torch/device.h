@@ -26,6 +26,9 @@ lath_dtype device_p_dtype(lath_dtype dtype);
 /* The tensor is on this type of device, and on the same one as all others of the call. */
 bool device_check(struct call *call, const char *name, AtenTensorHandle tensor);
 
+/* What a device does for memory that torch has just given and nothing was written to. */
+void device_new_memory(void *data, size_t bytes);
+
 /* `bytes` bytes that kernels can work in, aligned to 64, for the duration of the call. call_run() gives them back. */
 bool device_take_workspace(struct call *call, size_t bytes, void **workspace);
 void device_give_workspace(struct call *call);

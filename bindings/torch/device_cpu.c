@@ -3,6 +3,7 @@
 #include "codes.h"
 #include "device.h"
 #include "host.h"
+#include "pages.h"
 #include "workspace.h"
 
 const struct device device = {
@@ -20,6 +21,8 @@ bool device_check(struct call *call, const char *name, AtenTensorHandle tensor) 
     return call_fail(call, name, "torch does not say which device it is on; expected the CPU");
   return type == codes.device || call_fail(call, name, "got a tensor on another device, expected the CPU");
 }
+
+void device_new_memory(void *data, size_t bytes) { pages_advise(data, bytes); }
 
 bool device_take_workspace(struct call *call, size_t bytes, void **workspace) {
   *workspace = call->small_workspace;

@@ -40,6 +40,8 @@ bool device_check(struct call *call, const char *name, AtenTensorHandle tensor) 
                                                   call->device_index, call->device_from);
 }
 
+void device_new_memory(void *data, size_t bytes) { (void)data, (void)bytes; /* torch's caching allocator keeps its pages */ }
+
 /* ---- workspace --------------------------------------------------------------------------------------------------------------- */
 
 /* A tensor: torch's allocator gives its memory to nobody else before the work of this call on the stream is done, and in a capture

@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#include "pages.h"
+
 /* A larger block goes back to the system at once. */
 #define LARGEST_KEPT ((size_t)128 << 20)
 
@@ -21,7 +23,9 @@ static struct block *allocate(size_t bytes) {
   size_t all;
   if (__builtin_add_overflow(bytes, 2 * sizeof(struct block) - 1, &all)) return NULL;
   struct block *block = aligned_alloc(_Alignof(struct block), all / sizeof *block * sizeof *block);
-  if (block) block->bytes = bytes;
+  if (!block) return NULL;
+  pages_advise(block, bytes);
+  block->bytes = bytes;
   return block;
 }
 

@@ -26,7 +26,7 @@ GUARD = ROOT / "tests" / "abi" / "guard.cc"
 
 # What the C library and the linker's own start-up code may be asked for, besides torch.
 LIBC = {
-    *("aligned_alloc", "free", "memcpy", "memmove", "memset", "strcmp", "strlen", "strncmp"),
+    *("aligned_alloc", "free", "madvise", "memcpy", "memmove", "memset", "strcmp", "strlen", "strncmp"),
     *("getenv", "snprintf", "vsnprintf", "fprintf", "fputc", "fputs", "fwrite", "stderr"),
     *("exp", "expf", "log", "sqrt", "sqrtf", "tanh", "tanhf"),
     *("__cxa_finalize", "__gmon_start__", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"),

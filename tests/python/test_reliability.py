@@ -81,6 +81,27 @@ def growth(action: Callable[[], None], times: int) -> int:
     return resident_bytes() - before
 
 
+def flags_of_mapping(address: int) -> list[str]:
+    """What the system notes about the mapping that holds an address."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        bounds = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
+        if bounds:
+            inside = int(bounds[1], 16) <= address < int(bounds[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    return []
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="a system without huge pages")
+def test_large_output_lies_in_huge_pages():
+    """Torch gets such a block from the system at each call: with small pages its page faults double the time."""
+    large = torch.ops.lath.lowrank_linear(random(12_000, IN), random(RANK, IN), random(1024, RANK), NONE, NONE, 0)
+    assert "hg" in flags_of_mapping(large.data_ptr() + large.nbytes // 2)
+    same_size = torch.empty(large.shape)
+    assert "hg" not in flags_of_mapping(same_size.data_ptr() + same_size.nbytes // 2)
+
+
 SLACK = 2 << 20  # allocators breathe by half of it; one lost 32-byte handle per call makes 3 MB
 
 
