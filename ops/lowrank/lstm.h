@@ -98,7 +98,8 @@ struct lath_lstm_weights {
 
 void lath_lstm_weights_take(struct lath_lstm_weights *weights, const struct lath_lowrank_lstm *args,
                             const struct lath_host *host, struct lath_arena *arena);
-lath_status lath_lstm_weights_fill(struct lath_lstm_weights *weights, const struct lath_host *host);
+/* `for_gates`: with the panels of w^T, which a backward that has the gates does without. */
+lath_status lath_lstm_weights_fill(struct lath_lstm_weights *weights, int for_gates, const struct lath_host *host);
 
 /* Row of the interleaved weight that holds gate `gate` of a unit. */
 static inline int64_t lath_lstm_interleaved(const struct lath_lstm_weights *w, int64_t gate, int64_t unit) {

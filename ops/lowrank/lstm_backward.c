@@ -350,7 +350,7 @@ static lath_status write_pair(const struct backward *b, const struct lath_lstm_p
 static lath_status run(struct backward *b, const struct lath_host *host) {
   const struct lath_lowrank_lstm *a = b->a;
   const struct lath_lstm_weights *w = &b->w;
-  LATH_TRY(lath_lstm_weights_fill(&b->w, host));
+  LATH_TRY(lath_lstm_weights_fill(&b->w, !a->gates, host));
   lath_pack(w->kernels, &b->back, 0, lath_panels_count(&b->back), w->interleaved, w->columns, 0);
   if (w->hidden.factored) lath_pack(w->kernels, &b->v_back, 0, lath_panels_count(&b->v_back), w->hidden.v, a->hidden, 0);
   if (w->input.factored) lath_pack(w->kernels, &b->v_in_back, 0, lath_panels_count(&b->v_in_back), w->input.v, a->in, 0);

@@ -151,6 +151,6 @@ lath_status lath_lowrank_lstm(const struct lath_lowrank_lstm *a, const struct la
   struct lath_arena arena = lath_arena_on(a->workspace);
   struct forward f = {0};
   take(&f, a, host, &arena);
-  LATH_TRY(lath_lstm_weights_fill(&f.w, host));
+  LATH_TRY(lath_lstm_weights_fill(&f.w, 1, host));
   return lath_host_run(host, f.workers, share_rows, &f);
 }

@@ -81,12 +81,12 @@ static lath_status fill_part(struct lath_lstm_weights *w, struct lath_lstm_part 
   return LATH_OK;
 }
 
-lath_status lath_lstm_weights_fill(struct lath_lstm_weights *w, const struct lath_host *host) {
+lath_status lath_lstm_weights_fill(struct lath_lstm_weights *w, int for_gates, const struct lath_host *host) {
   memset(w->interleaved, 0, (size_t)(w->gates * w->columns) * sizeof(float)); /* units that fill up the last group */
   LATH_TRY(fill_part(w, &w->hidden, host));
   LATH_TRY(fill_part(w, &w->input, host));
   interleave_bias(w);
-  lath_pack(w->kernels, &w->panels, 0, w->groups, w->interleaved, w->columns, 1);
+  if (for_gates) lath_pack(w->kernels, &w->panels, 0, w->groups, w->interleaved, w->columns, 1);
   return LATH_OK;
 }
 
