@@ -13,13 +13,16 @@
 #define SHORT_K 256   /* rows outside up to here; also the length of a block of k */
 #define BLOCK_M 96    /* rows of A that are packed at a time */
 #define WIDE_N 512    /* above it, packing A pays: each packed row serves many panels */
+#define FEW_ROWS 3    /* of A at a time */
 #define COPY_MIN_K 32 /* a k-major A shorter than this is read in place */
 
 /* The last panel uses no more vectors than it has columns for. A tile one vector wide loads as often as it multiplies: that counts
- * as a vector more for every 16. */
-int lath_panel_vecs(const struct lath_kernels *kernels, int64_t n) {
+ * as a vector more for every 16. Of FEW_ROWS the tiles are low, and each sum waits for its last addition: wide ones have more sums
+ * under way. */
+int lath_panel_vecs(const struct lath_kernels *kernels, int64_t m, int64_t n) {
   static const int order[] = {2, 3, 4, 1};
   const int64_t vectors = lath_ceil_div(n, kernels->lanes);
+  if (m <= FEW_ROWS) return (int)lath_larger(1, lath_smaller(LATH_MAX_VECS, vectors));
   int best = 1;
   int64_t least = INT64_MAX;
   for (int i = 0; i < 4; i++) {
@@ -30,7 +33,7 @@ int lath_panel_vecs(const struct lath_kernels *kernels, int64_t n) {
 }
 
 struct lath_panels lath_panels_in_place(const struct lath_kernels *kernels, int64_t n, int64_t k, const float *b, int64_t s_b) {
-  const int vecs = lath_panel_vecs(kernels, n);
+  const int vecs = lath_panel_vecs(kernels, INT64_MAX, n);
   return (struct lath_panels){.n = n, .k = k, .width = (int64_t)vecs * kernels->lanes, .vecs = vecs, .rows = b, .stride = s_b};
 }
 
@@ -43,8 +46,10 @@ struct lath_panels lath_panels_listed(const struct lath_kernels *kernels, int64_
 
 int64_t lath_panels_count(const struct lath_panels *p) { return lath_ceil_div(p->n, p->width); }
 
-struct lath_panels lath_panels_take(const struct lath_kernels *kernels, struct lath_arena *arena, int64_t n, int64_t k) {
-  struct lath_panels p = lath_panels_in_place(kernels, n, k, NULL, 0);
+struct lath_panels lath_panels_take(const struct lath_kernels *kernels, struct lath_arena *arena, int64_t m, int64_t n,
+                                    int64_t k) {
+  const int vecs = lath_panel_vecs(kernels, m, n);
+  struct lath_panels p = {.n = n, .k = k, .width = (int64_t)vecs * kernels->lanes, .vecs = vecs};
   p.packed = lath_take(arena, lath_panels_count(&p) * p.width, k);
   return p;
 }

@@ -21,11 +21,12 @@ struct lath_panels {
   const int64_t *starts; /* of the panels of a listed B, from there; NULL: j * width */
 };
 
-/* The panel width, in vectors, that suits n columns best. */
-int lath_panel_vecs(const struct lath_kernels *kernels, int64_t n);
+/* The panel width, in vectors, that suits n columns best, for products with m rows at a time. */
+int lath_panel_vecs(const struct lath_kernels *kernels, int64_t m, int64_t n);
 
 /* Packed panels in memory taken from the arena; filled by lath_pack. */
-struct lath_panels lath_panels_take(const struct lath_kernels *kernels, struct lath_arena *arena, int64_t n, int64_t k);
+struct lath_panels lath_panels_take(const struct lath_kernels *kernels, struct lath_arena *arena, int64_t m, int64_t n,
+                                    int64_t k);
 int64_t lath_panels_count(const struct lath_panels *panels);
 
 /* Fills panels [from, to) of B. `transposed`: w holds B^T, (n, k) rows, the layout of a torch weight; else B, (k, n) rows. */

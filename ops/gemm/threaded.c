@@ -15,7 +15,7 @@ void lath_gemm_take(struct lath_gemm *g, const struct lath_host *host, struct la
   if (reads_in_place(g)) {
     g->scratch_size = lath_few_rows_scratch(kernels, g->m, g->k);
   } else {
-    g->panels = lath_panels_take(kernels, arena, g->n, g->k);
+    g->panels = lath_panels_take(kernels, arena, g->m, g->n, g->k);
     g->scratch_size = lath_product_scratch(kernels);
   }
   g->scratch = lath_take(arena, g->workers, g->scratch_size);

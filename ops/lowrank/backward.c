@@ -46,9 +46,9 @@ static int64_t clamp(int64_t value, int64_t low, int64_t high) { return value < 
 
 static void take_panels(struct backward *b, struct lath_arena *arena) {
   const struct lath_lowrank_linear *a = b->a;
-  b->u_panels = lath_panels_take(b->kernels, arena, a->rank, a->out);
-  b->v_panels = lath_panels_take(b->kernels, arena, a->in, a->rank);
-  if (b->wants_p && !a->p) b->vt_panels = lath_panels_take(b->kernels, arena, a->rank, a->in);
+  b->u_panels = lath_panels_take(b->kernels, arena, a->rows, a->rank, a->out);
+  b->v_panels = lath_panels_take(b->kernels, arena, a->rows, a->in, a->rank);
+  if (b->wants_p && !a->p) b->vt_panels = lath_panels_take(b->kernels, arena, a->rows, a->rank, a->in);
 }
 
 static void take_strip(struct backward *b, struct lath_arena *arena) {

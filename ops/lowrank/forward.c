@@ -45,8 +45,8 @@ static struct forward prepare(const struct lath_lowrank_linear *a, const struct 
                   wide = lath_few_rows_scratch(f.kernels, a->rows, a->rank);
     f.scratch_size = narrow > wide ? narrow : wide;
   } else {
-    f.v_panels = lath_panels_take(f.kernels, arena, a->rank, a->in);
-    f.u_panels = lath_panels_take(f.kernels, arena, a->out, a->rank);
+    f.v_panels = lath_panels_take(f.kernels, arena, a->rows, a->rank, a->in);
+    f.u_panels = lath_panels_take(f.kernels, arena, a->rows, a->out, a->rank);
     take_rows(&f, arena, f.workers * TILE_ROWS);
     f.scratch_size = lath_product_scratch(f.kernels);
   }

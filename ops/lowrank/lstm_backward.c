@@ -102,9 +102,9 @@ static void take(struct backward *b, const struct lath_lowrank_lstm *a, const st
   lath_lstm_weights_take(w, a, host, arena);
   set_blocks(b);
   b->workers = lath_smaller(lath_host_workers(host, a->steps * a->batch * w->gates * w->columns), b->blocks);
-  b->back = lath_panels_take(w->kernels, arena, w->columns, w->gates);
-  if (w->hidden.factored) b->v_back = lath_panels_take(w->kernels, arena, a->hidden, a->rank);
-  if (w->input.factored) b->v_in_back = lath_panels_take(w->kernels, arena, a->in, a->in_rank);
+  b->back = lath_panels_take(w->kernels, arena, a->batch, w->columns, w->gates);
+  if (w->hidden.factored) b->v_back = lath_panels_take(w->kernels, arena, a->batch, a->hidden, a->rank);
+  if (w->input.factored) b->v_in_back = lath_panels_take(w->kernels, arena, a->batch, a->in, a->in_rank);
   take_sums(b, arena);
   b->dh = a->dh0 ? a->dh0 : lath_take(arena, a->batch, a->hidden);
   b->dc = a->dc0 ? a->dc0 : lath_take(arena, a->batch, a->hidden);

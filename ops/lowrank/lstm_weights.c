@@ -20,7 +20,7 @@ static void take_part(struct lath_lstm_part *p, const struct lath_lstm_weights *
   const int64_t gates = 4 * w->a->hidden;
   p->factored = is_factored(w->a, p->from, p->rank);
   p->width = p->factored ? p->rank : p->from;
-  if (p->factored) p->panels = lath_panels_take(w->kernels, arena, p->rank, p->from);
+  if (p->factored) p->panels = lath_panels_take(w->kernels, arena, w->a->batch, p->rank, p->from);
   if (!lath_lstm_is_merged(p)) return;
   p->merged = lath_take(arena, gates, p->from);
   p->merge = (struct lath_gemm){.m = gates, .n = p->from, .k = p->rank};
