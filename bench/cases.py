@@ -125,6 +125,13 @@ def forward(context: Context) -> Iterator[Row]:
                 yield own_dense_row(context, case, timings)
 
 
+def query_key_value(context: Context) -> Iterator[Row]:
+    """The layer of a ViT that makes queries, keys and values, of 128 images of 65 tokens."""
+    layers, goal = Layers((512, 1536), (102,), 1), Goal("share", 0.85, 0.95, own=True)
+    case = Case("qkv", layers, "hot", 8320)
+    yield from rows_of(context, case, time_forward(context, case), {102: goal})
+
+
 def own_dense_row(context: Context, case: Case, timings: dict[object, Timing]) -> Row:
     n_in, n_out = case.layers.shape
     macs = case.rows * n_in * n_out

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a run: realized shares of linear layers and of convolutions, and how far every row is from its floor."""
+"""Pictures of a run: shares of linear layers and of convolutions, LSTMs, and how far every row is from its floor."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from rows import Row
+from rows import LESS_IS_BETTER, Row
 from tables import SECTIONS, by_section
 
 # Properties of a row and how they are drawn.
@@ -21,6 +21,14 @@ _LABELS = {
     "share_two": "two nn.Linear",
 }
 _CONVOLUTIONS = ("conv-forward", "conv-training", "conv-1x1")
+_LSTMS = ("lstm-forward", "lstm-training", "lstm-plan")
+# What stands beside the bar of an LSTM: how it is drawn, and a speed-up over the same baseline.
+_BESIDE = {
+    "ratio of multiply-adds": ({"marker": "|", "markersize": 11}, lambda row: row.mac_ratio),
+    "TorchScript loop": ({"marker": "x", "markersize": 7}, lambda row: row.rival_speedup("loop")),
+    "projected nn.LSTM": ({"marker": "o", "fillstyle": "none"}, lambda row: row.rival_speedup("projected")),
+    "nn.LSTM": ({"marker": "D", "fillstyle": "none"}, lambda row: row.rival_speedup("torch")),
+}
 _MARKS = {"target": ("o", "tab:green"), "floor": ("o", "tab:orange"), "below": ("X", "tab:red")}
 
 
@@ -32,6 +40,7 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[Path]:
     figures = {
         "share_against_rank.png": _share_against_rank(rows),
         "convolutions.png": _convolutions(rows),
+        "lstm.png": _lstm(rows),
         "goals.png": _goals(rows),
     }
     written = []
@@ -108,6 +117,44 @@ def _convolutions(rows: Sequence[Row]):
     return figure
 
 
+def _lstm(rows: Sequence[Row]):
+    """A panel per section, a line per row: the speed-up of lath, those of what else there is, and the floor."""
+    from matplotlib.figure import Figure
+
+    sections = {name: found for name, found in by_section(rows).items() if name in _LSTMS}
+    if not sections:
+        return None
+    height = 1.6 + 0.24 * max(map(len, sections.values()))
+    figure = Figure(figsize=(5.4 * len(sections), height), layout="constrained")
+    axes = figure.subplots(1, len(sections), squeeze=False)[0]
+    for axis, (name, found) in zip(axes, sections.items(), strict=True):
+        for place, row in enumerate(found):
+            _, colour = _MARKS.get(row.verdict, ("o", "gray"))
+            axis.barh(place, row.speedup, color=colour, alpha=0.7)
+            if row.floor is not None:
+                axis.plot([row.floor] * 2, [place - 0.4, place + 0.4], ":", color="black")
+            for style, value_of in _BESIDE.values():
+                if value_of(row) is not None:
+                    axis.plot(value_of(row), place, color="black", linestyle="", **style)
+        axis.axvline(1.0, color="black", linewidth=1)
+        labels = [f"{row.case} {row.mode}".strip() + f", rank {row.rank}" for row in found]
+        axis.set_yticks(range(len(found)), labels, fontsize="x-small")
+        axis.set_ylim(len(found) - 0.4, -0.6)
+        axis.set_xlim(left=0)
+        axis.set_title(SECTIONS[name].title, fontsize="medium")
+        axis.set_xlabel("speed-up over " + ("lath's own dense path" if name == "lstm-plan" else "nn.LSTM"))
+    figure.suptitle("Bars: lath, green where the target is reached, orange: accepted, red: below")
+    figure.legend(handles=_lstm_legend(), loc="outside lower center", ncols=5, fontsize="small")
+    return figure
+
+
+def _lstm_legend() -> list:
+    from matplotlib.lines import Line2D
+
+    marks = [Line2D([], [], color="black", linestyle="", label=label, **style) for label, (style, _) in _BESIDE.items()]
+    return [*marks, Line2D([], [], color="black", linestyle=":", label="floor")]
+
+
 def _goals(rows: Sequence[Row]):
     """Every row that has a goal: its value over its floor, a strip per section."""
     from matplotlib.figure import Figure
@@ -121,7 +168,7 @@ def _goals(rows: Sequence[Row]):
     for height, found in enumerate(reversed(sections.values())):
         for i, row in enumerate(found):
             marker, colour = _MARKS[row.verdict]
-            beyond = row.floor / row.value if row.goal.quantity == "us" else row.value / row.floor
+            beyond = row.floor / row.value if row.goal.quantity in LESS_IS_BETTER else row.value / row.floor
             axis.plot(
                 beyond, height + 0.5 * (i / max(1, len(found) - 1) - 0.5), marker, color=colour, markersize=4, alpha=0.8
             )

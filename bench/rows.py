@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from measure import QUIET_OTHERS, QUIET_SPREAD, Timing
 
 NEAR_BOUND = 0.85  # where traffic is the limit, the floor is this part of the bound
+LESS_IS_BETTER = ("us", "floats")  # quantities of a goal
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Goal:
     """What a row is to reach.
 
     Attributes:
-        quantity: "share", "speed-up", "vs two", or "us": microseconds of lath, where less is better.
+        quantity: "share", "speed-up", "vs two", "vs rivals"; or, where less is better, "us": microseconds of lath, or
+            "floats": numbers of memory.
         floor: accepted from here on.
         target: aimed at.
         own: the same figures hold for the share against lath's own dense product. They do not at few rows, where they
@@ -32,7 +34,7 @@ class Goal:
     def verdict(self, value: float, floor: float | None = None) -> str:
         """What to print: "target", "floor" or "below". The argument ``floor`` replaces that of the goal."""
         floor = self.floor if floor is None else floor
-        sign = -1 if self.quantity == "us" else 1
+        sign = -1 if self.quantity in LESS_IS_BETTER else 1
         if sign * value >= sign * self.target:
             return "target"
         return "floor" if sign * value >= sign * floor else "below"
@@ -58,7 +60,11 @@ class Row:
         others: cores that other processes took meanwhile.
         layouts: of images for the baseline, two and lath, where the better one counts; "" elsewhere.
         route: what the planner took for lath's call, where it has a choice.
-        goal, two_goal: what the row and its ratio to two library layers are to reach.
+        tokens: steps of all samples in the call of an LSTM, else 0.
+        rivals: seconds of what else an LSTM is held against, by name: "loop", "projected" or "torch".
+        floats, dense_floats: peak memory of lath's call and of the baseline's, in numbers a token and layer.
+        more_floats: what a further token adds to ``floats`` times the tokens.
+        goal, two_goal, rival_goal: what the row, its ratio to two library layers and those to its rivals are to reach.
     """
 
     section: str
@@ -81,8 +87,14 @@ class Row:
     others: float = 0.0
     layouts: str = ""
     route: str = ""
+    tokens: int = 0
+    rivals: Mapping[str, float] = field(default_factory=dict)
+    floats: float | None = None
+    dense_floats: float | None = None
+    more_floats: float | None = None
     goal: Goal | None = field(default=None)
     two_goal: Goal | None = field(default=None)
+    rival_goal: Goal | None = field(default=None)
 
     @property
     def speedup(self) -> float:
@@ -134,12 +146,36 @@ class Row:
     def vs_two(self) -> float | None:
         return self.two / self.lath if self.two else None
 
+    def versus(self, rival: str) -> float | None:
+        """Time of a rival over lath's."""
+        return self.rivals[rival] / self.lath if rival in self.rivals else None
+
+    def rival_speedup(self, rival: str) -> float | None:
+        """Speed-up of a rival over the baseline."""
+        return self.baseline / self.rivals[rival] if rival in self.rivals else None
+
+    @property
+    def vs_rivals(self) -> float | None:
+        """Time of the fastest rival over lath's."""
+        return min(self.rivals.values()) / self.lath if self.rivals else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.tokens / self.lath if self.tokens else None
+
     @property
     def value(self) -> float | None:
         """What the goal speaks of."""
         if self.goal is None:
             return None
-        values = {"share": self.share, "speed-up": self.speedup, "vs two": self.vs_two, "us": 1e6 * self.lath}
+        values = {
+            "share": self.share,
+            "speed-up": self.speedup,
+            "vs two": self.vs_two,
+            "vs rivals": self.vs_rivals,
+            "us": 1e6 * self.lath,
+            "floats": self.floats,
+        }
         return values[self.goal.quantity]
 
     @property
@@ -170,6 +206,10 @@ class Row:
         return "" if self.two_goal is None or self.vs_two is None else self.two_goal.verdict(self.vs_two)
 
     @property
+    def rival_verdict(self) -> str:
+        return "" if self.rival_goal is None or self.vs_rivals is None else self.rival_goal.verdict(self.vs_rivals)
+
+    @property
     def disturbed(self) -> bool:
         return self.spread >= QUIET_SPREAD or (self.threads > 1 and self.others >= QUIET_OTHERS)
 
@@ -181,7 +221,7 @@ class Row:
 
     @classmethod
     def from_dict(cls, values: dict) -> Row:
-        goals = {name: Goal(**values[name]) if values[name] else None for name in ("goal", "two_goal")}
+        goals = {name: Goal(**values[name]) if values[name] else None for name in ("goal", "two_goal", "rival_goal")}
         return cls(**{**values, **goals})
 
 

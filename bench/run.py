@@ -26,6 +26,8 @@ sys.path.append(str(Path(__file__).parents[1] / "examples"))  # its networks, an
 
 import cases
 import convolutions
+import lstm
+import lstm_memory
 import machine
 import network
 import plots
@@ -40,6 +42,7 @@ RESULTS = Path(__file__).with_name("results")
 
 RUNS: dict[str, Callable[[Context], Iterator[Row]]] = {
     "forward": cases.forward,
+    "qkv": cases.query_key_value,
     "small": cases.small,
     "one-row": cases.one_row,
     "training": steps.training,
@@ -56,8 +59,13 @@ RUNS: dict[str, Callable[[Context], Iterator[Row]]] = {
     "conv-1x1": convolutions.one_by_one,
     "conv-plan": convolutions.plan,
     "conv-model": network.convolutional,
+    "lstm-forward": lstm.forward,
+    "lstm-training": lstm.training,
+    "lstm-plan": lstm.plan,
+    "lstm-threads": lstm.threads,
+    "lstm-memory": lstm_memory.memory,
 }
-GROUPS = {"conv": [name for name in RUNS if name.startswith("conv-")]}
+GROUPS = {group: [name for name in RUNS if name.startswith(f"{group}-")] for group in ("conv", "lstm")}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

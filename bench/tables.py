@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from machine import Machine
-from rows import Row
+from rows import LESS_IS_BETTER, Goal, Row
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class Section:
 SECTIONS = {
     "forward": Section("Forward, 256 rows and more", "F.linear against lath.ops.lowrank_linear under inference_mode."),
     "dense": Section("lath's own dense product against torch", "torch.ops.lath.linear against F.linear."),
+    "qkv": Section(
+        "Queries, keys and values of a ViT",
+        "F.linear against lath.ops.lowrank_linear under inference_mode, 128 images of 65 tokens; y is 51 MB, "
+        "more than the allocator keeps: new pages in every call.",
+    ),
     "small": Section("Forward, 16 to 64 rows", "As above. Weights are packed anew in every call where that pays."),
     "one-row": Section("Forward, one row", "nn.Linear against LowRankLinear, module(x) under inference_mode."),
     "training": Section(
@@ -81,6 +86,28 @@ SECTIONS = {
         "ResNet-18 and VGG-11 of examples/lowrank at ratio 0.2, as there: separable, first convolution and shortcuts "
         "of the ResNet dense. The training step includes the SGD update.",
     ),
+    "lstm-forward": Section(
+        "LSTMs, forward",
+        "nn.LSTM against LowRankLSTM, module(x) under inference_mode, batch b, T steps, d inputs, hidden size h, L "
+        "layers. vs loop: cells compiled by TorchScript; vs proj.: nn.LSTM with projections, where it is possible.",
+    ),
+    "lstm-training": Section(
+        "LSTMs, training step", "Forward, dx and all gradients through autograd, with the gates kept in between."
+    ),
+    "lstm-plan": Section(
+        "LSTMs, ranks from break-even on",
+        "dense: lath's own kernel on dense weights, which are merged from rank 1 in the call; vs torch: nn.LSTM. After "
+        "freeze() the inference of a layer above break-even is that of nn.LSTM.",
+    ),
+    "lstm-threads": Section(
+        "LSTMs, two threads against one", "Wall clock: one thread (baseline) and two, of lath and of nn.LSTM."
+    ),
+    "lstm-memory": Section(
+        "LSTMs, memory of a training step",
+        "Numbers of 4 bytes a token and layer: growth of the resident memory of a process up to its peak in the step, "
+        "less the gradients that are returned. Goal: those of y, c and both thin intermediates, 2 h + ranks. In memory "
+        "mode the gates are formed again.",
+    ),
     "model": Section(
         "A whole model: 784-1024-1024-10",
         "Rank an eighth of min(in, out), last layer dense. The step includes the SGD update.",
@@ -107,9 +134,13 @@ def _whole(value: float | None) -> str:
 def _goal(row: Row) -> str:
     if row.goal is None or row.floor is None:
         return ""
-    if row.goal.quantity == "us":
-        return f"{row.floor:g}/{row.goal.target:g} us"
+    if row.goal.quantity in LESS_IS_BETTER:
+        return f"{row.floor:g}/{row.goal.target:g} {row.goal.quantity}"
     return f"{row.floor:.2f}/{row.goal.target:.2f}"
+
+
+def _plain(goal: Goal | None) -> str:
+    return f"{goal.floor:g}/{goal.target:g}" if goal else ""
 
 
 # Heading to the text of a row, in the order of the table. A column that is empty for all rows of a table is left out.
@@ -121,6 +152,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "dense ms": lambda row: _ms(row.baseline),
     "lath ms": lambda row: _ms(row.lath),
     "speed-up": lambda row: _ratio(row.speedup),
+    "tokens/s": lambda row: "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
     "layout": lambda row: row.layouts,
     "route": lambda row: row.route,
     "MACs": lambda row: _ratio(row.mac_ratio),
@@ -132,12 +164,20 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "bound": lambda row: (
         "" if row.bound_share is None else f"{row.bound_share:.2f}{'t' if row.traffic_limited else ''}"
     ),
+    "dense floats": lambda row: _whole(row.dense_floats),
+    "floats": lambda row: _whole(row.floats),
+    "a further": lambda row: _whole(row.more_floats),
     "goal": lambda row: _goal(row),
     "ok?": lambda row: row.verdict,
     "own ok?": lambda row: row.own_verdict,
     "vs two": lambda row: _ratio(row.vs_two),
-    "two goal": lambda row: f"{row.two_goal.floor:g}/{row.two_goal.target:g}" if row.two_goal else "",
+    "two goal": lambda row: _plain(row.two_goal),
     "two ok?": lambda row: row.two_verdict,
+    "vs torch": lambda row: _ratio(row.versus("torch")),
+    "vs loop": lambda row: _ratio(row.versus("loop")),
+    "vs proj.": lambda row: _ratio(row.versus("projected")),
+    "their goal": lambda row: _plain(row.rival_goal),
+    "their ok?": lambda row: row.rival_verdict,
     "": lambda row: "~" if row.disturbed else "",
 }
 
@@ -154,6 +194,11 @@ route         what the planner took in lath's place: its own kernels (fused, lin
 bound         the share of a call that takes max(multiply-adds / peak, bytes / bandwidth); t: traffic is the limit, and
               the floor is at most 0.85 of it
 vs two        time of two nn.Linear or nn.Conv2d of the same rank over lath's
+vs loop       time of an LSTM as a loop compiled by TorchScript over lath's; vs proj.: of nn.LSTM with projections;
+              their ok?: for the lesser of both
+tokens/s      steps of all samples of an LSTM, per second of lath
+floats        peak memory of a training step of an LSTM, in numbers a token and layer; dense floats: of nn.LSTM;
+              a further: what one more token takes
 goal          floor/target
 ok?           target, floor (accepted) or below: for the share, or else vs two, the speed-up or microseconds;
               own ok?: if share/own were the share; two ok?: vs two, where it has a goal of its own
@@ -210,13 +255,18 @@ def summary(rows: Iterable[Row]) -> list[list[str]]:
         for row in found:
             quantities.setdefault(row.goal.quantity if row.goal else "", []).append(row)
         lines += [_summary_line(name, quantity, judged) for quantity, judged in quantities.items()]
+        rivalled = [row.replace(goal=row.rival_goal) for row in found if row.rival_goal]
+        if rivalled:
+            lines.append(_summary_line(name, "vs rivals", rivalled))
     return lines
 
 
 def _summary_line(name: str, quantity: str, rows: list[Row]) -> list[str]:
     values = [row.value for row in rows if row.value is not None]
     worst, median = (
-        (max(values) if quantity == "us" else min(values), statistics.median(values)) if values else (None, None)
+        (max(values) if quantity in LESS_IS_BETTER else min(values), statistics.median(values))
+        if values
+        else (None, None)
     )
     verdicts = [row.verdict for row in rows]
     own = [row.share_own for row in rows if row.share_own is not None]
@@ -276,13 +326,18 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         "bound_share",
         "traffic_limited",
         "vs_two",
+        "tokens_per_second",
+        "floats",
+        "dense_floats",
+        "more_floats",
     ]
-    fields += ["value", "floor", "verdict", "own_verdict", "two_verdict", "spread", "others"]
+    fields += ["value", "floor", "verdict", "own_verdict", "two_verdict", "rival_verdict", "spread", "others"]
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(fields)
+        rivals = list(dict.fromkeys(name for row in rows for name in row.rivals))
+        writer.writerow([*fields, *rivals])
         for row in rows:
-            values = (getattr(row, name) for name in fields)
+            values = [*(getattr(row, name) for name in fields), *(row.rivals.get(name) for name in rivals)]
             writer.writerow([f"{v:.5g}" if isinstance(v, float) else "" if v is None else v for v in values])
 
 
