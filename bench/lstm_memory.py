@@ -43,7 +43,8 @@ def memory(context: Context) -> Iterator[Row]:
         try:
             measured = {name: _measured_bytes(name, case, context.threads) for name in CONTENDERS}
             longer = case._replace(steps=2 * case.steps)
-            twice = {name: _measured_bytes(name, longer, context.threads) for name in LATH}
+            several = () if context.quick else LATH
+            twice = {name: _measured_bytes(name, longer, context.threads) for name in several}
         except (OSError, RuntimeError) as error:
             context.notes.append(f"lstm-memory: {error}")
             return
@@ -59,7 +60,7 @@ def memory(context: Context) -> Iterator[Row]:
                 3,
                 mode=name,
                 floats=measured[name] / unit,
-                more_floats=(twice[name] - measured[name]) / unit,
+                more_floats=(twice[name] - measured[name]) / unit if name in twice else None,
                 dense_floats=measured["nn.LSTM"] / unit,
                 goal=_budget(case) if name == "memory mode" else None,
             )
