@@ -24,10 +24,18 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _bench_can_be_imported(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+@pytest.fixture(autouse=True, scope="module")
+def _bench_modules():
+    """The modules of bench/ can be imported, and are gone afterwards: some of examples/ have the same names."""
+    names = {path.stem for path in (ROOT / "bench").glob("*.py")}
+    others = {name: sys.modules.pop(name) for name in names & set(sys.modules)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "examples"))
+        patch.syspath_prepend(str(ROOT / "bench"))
+        yield
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update(others)
 
 
 @pytest.fixture
