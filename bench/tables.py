@@ -32,7 +32,7 @@ SECTIONS = {
     "qkv": Section(
         "Queries, keys and values of a ViT",
         "F.linear against lath.ops.lowrank_linear under inference_mode, 128 images of 65 tokens; y is 51 MB, "
-        "more than the allocator keeps: new pages in every call.",
+        "more than the allocator keeps.",
     ),
     "small": Section("Forward, 16 to 64 rows", "As above. Weights are packed anew in every call where that pays."),
     "one-row": Section("Forward, one row", "nn.Linear against LowRankLinear, module(x) under inference_mode."),
