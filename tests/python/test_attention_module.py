@@ -9,6 +9,7 @@ import math
 import pickle
 import re
 
+import lath
 import pytest
 import torch
 from attention_cases import (
@@ -422,3 +423,49 @@ def test_an_error_leaves_the_layer_usable():
     with pytest.raises(RuntimeError):
         made(*qkv, attn_mask=zeros(1, 1))
     torch.testing.assert_close(made(*qkv), oracle(made, *qkv), **CLOSE)
+
+
+# ---- the merged copy ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kdim", [None, 6])
+def test_frozen_attention_is_the_same_function(kdim):
+    layer = LowRankMultiheadAttention(8, 2, 8, kdim=kdim, vdim=kdim, batch_first=True, inner_bias=True).eval()
+    query, key = torch.randn(3, 5, 8), torch.randn(3, 5, kdim or 8)
+    padding = torch.tensor([[False] * 4 + [True]] * 3)
+    calls = [
+        {},
+        {"need_weights": False},
+        {"average_attn_weights": False, "key_padding_mask": padding},
+        {"is_causal": True, "need_weights": False},
+        {"attn_mask": torch.randn(5, 5)},
+    ]
+    with torch.no_grad():
+        expected = [layer(query, key, key, **call) for call in calls]
+        assert layer.freeze()
+        for call, (y, weights) in zip(calls, expected, strict=True):
+            got, got_weights = layer(query, key, key, **call)
+            torch.testing.assert_close(got, y)
+            assert (got_weights is None) == (weights is None)
+            if weights is not None:
+                torch.testing.assert_close(got_weights, weights)
+
+
+def test_frozen_attention_serves_inference_only_and_sees_writes():
+    layer = LowRankMultiheadAttention(8, 2, 8).eval()
+    x = torch.randn(5, 3, 8)
+    assert lath.freeze(nn.Sequential(layer)) == ["0", "0.out_proj"]
+    with torch.no_grad():
+        layer._frozen[2].in_proj_weight.fill_(math.nan)  # whether calls go through the copy
+        assert layer(x, x, x)[0].isnan().any()
+    assert not layer(x, x, x)[0].isnan().any()  # records gradients, so takes the factors
+    with torch.no_grad():
+        layer.out_proj.weight_u.mul_(2)
+        assert not layer(x, x, x)[0].isnan().any()
+    assert copy.deepcopy(layer)._frozen is None
+    assert layer.train()._frozen is None
+
+
+def test_freeze_of_attention_keeps_nothing_below_break_even():
+    assert not LowRankMultiheadAttention(8, 2, 3).eval().freeze()
+    assert LowRankMultiheadAttention(8, 2, 4).eval().freeze()

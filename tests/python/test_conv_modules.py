@@ -389,8 +389,9 @@ def test_channels_last_model():
     layer = make(dtype=torch.float32)
     weights = layer.weight_v, layer.weight_u
     layer.to(memory_format=torch.channels_last)
-    assert layer.weight_v is weights[0] and layer.weight_u is weights[1]
-    assert layer.weight_v.is_contiguous() and layer.weight_u.is_contiguous()  # as the kernels read them
+    for name, weight in zip(("weight_v", "weight_u"), weights, strict=True):
+        assert getattr(layer, name) is weight
+        assert weight.is_contiguous()  # as the kernels read them
     x = images(torch.float32).to(memory_format=torch.channels_last)
     y = layer(x)
     assert y.is_contiguous(memory_format=torch.channels_last)

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from torch.nn import Module
 
-from .nn import LowRankLSTM
-from .nn.factored import Factored
+from .nn.freezable import Freezable
 
 
 def _layers(model: Module):
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, (Factored, LowRankLSTM))]
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, Freezable)]
 
 
 def freeze(model: Module) -> list[str]:

@@ -15,7 +15,8 @@ from torch.nn.init import xavier_normal_, xavier_uniform_
 from .._masks import causal_mask, check_masks, merge_masks
 from ..factor import Decomposition, break_even_rank, merge, merge_bias
 from ..ops import linear, lowrank_linear
-from .factored import check_from_dense, check_sizes
+from .factored import check_dense_shape, check_from_dense, check_sizes
+from .freezable import Freezable
 from .linear import LowRankLinear
 
 _NAME = "LowRankMultiheadAttention"
@@ -27,7 +28,7 @@ _PARTS = ("q", "k", "v")
 _CACHED = 4 << 20
 
 
-class LowRankMultiheadAttention(Module):
+class LowRankMultiheadAttention(Freezable):
     r"""Attention whose four projections are products of two thin factors.
 
     The function of ``nn.MultiheadAttention`` with :math:`W_q = U_q V_q` and so on; each of the projections of query,
@@ -323,6 +324,15 @@ class LowRankMultiheadAttention(Module):
             dense["out_proj.bias"] = bias
         return dense
 
+    # ---- the merged copy --------------------------------------------------------------------------------------------
+
+    def _dense_is_cheaper(self) -> bool:
+        sizes = [(features, self.embed_dim) for features in (*self._features(), self.embed_dim)]
+        return self.rank * sum(n + m for n, m in sizes) >= sum(n * m for n, m in sizes)
+
+    def _merge(self) -> tuple[MultiheadAttention]:
+        return (self.to_dense().eval(),)
+
     # ---- the call ---------------------------------------------------------------------------------------------------
 
     def forward(
@@ -361,10 +371,15 @@ class LowRankMultiheadAttention(Module):
             TypeError: an input is not a tensor, or a mask neither bool nor floating-point.
         """
         batched = self._check_inputs(query, key, value)
+        scores = self._scores_shape(query, key, batched)
+        check_masks(_NAME, scores, batched, attn_mask, key_padding_mask)
+        copy = None if self._frozen is None else self._frozen_copy(query, key, value)
+        if copy is not None:
+            if is_causal and attn_mask is None:
+                attn_mask = causal_mask(*scores[2:], query.device)
+            return copy[0](query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights)
         extra = (self.bias_k is not None) + bool(self.add_zero_attn)
         q, k, v = (self._heads(t, batched) for t in self._project(query, key, value))
-        scores = *q.shape[:3], k.shape[2]
-        check_masks(_NAME, scores, batched, attn_mask, key_padding_mask)
 
         # The hint speaks of the keys that were given.
         hint = is_causal and not need_weights and key_padding_mask is None and not extra
@@ -412,6 +427,13 @@ class LowRankMultiheadAttention(Module):
             got = f"query has shape {tuple(query.shape)} and key {tuple(key.shape)}"
             raise RuntimeError(f"{_NAME}: {got}, expected the same batch in dimension {batch}")
         return query.dim() == 3
+
+    def _scores_shape(self, query: Tensor, key: Tensor, batched: bool) -> tuple[int, int, int, int]:
+        """(batch, heads, queries, keys)."""
+        if not batched:
+            return 1, self.num_heads, query.shape[0], key.shape[0]
+        steps = 1 if self.batch_first else 0
+        return query.shape[1 - steps], self.num_heads, query.shape[steps], key.shape[steps]
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """q, k and v, in the shapes of the inputs."""
@@ -492,12 +514,10 @@ class LowRankMultiheadAttention(Module):
             key = f"{prefix}{name}"
             if key not in state_dict or f"{key}_v" in state_dict:
                 continue
-            weight = state_dict[key]
-            if tuple(weight.shape) != shape:
-                got = tuple(weight.shape)
-                return f"size mismatch for {key}: the checkpoint has {got}, the layer needs {shape}."
             try:
-                pairs = [Decomposition.of(w, key).factors(self.rank) for w in weight.chunk(3 if self._packed else 1)]
+                check_dense_shape(key, state_dict[key], shape)
+                dense = state_dict[key].chunk(3 if self._packed else 1)
+                pairs = [Decomposition.of(weight, key).factors(self.rank) for weight in dense]
             except (TypeError, ValueError) as error:
                 return str(error)
             del state_dict[key]

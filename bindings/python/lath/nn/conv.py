@@ -218,9 +218,9 @@ class LowRankConv2d(Factored):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._frozen is not None:
-            y = self._forward_frozen(x)
-            if y is not None:
-                return y
+            copy = self._frozen_copy(x)
+            if copy is not None:
+                return self._forward_dense(x, *copy)
         padding = self.padding
         if self.padding_mode != "zeros":
             x, padding = self._pad(x)

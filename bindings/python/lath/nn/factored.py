@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the layers with two thin factors share: parameters, the merged copy for inference, checkpoints."""
+"""What the layers with two thin factors share: parameters, checkpoints, conversion from and to the dense layer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from ..factor import Decomposition, check_rank
+from .freezable import Freezable
 
 
-class Factored(Module):
+class Factored(Freezable):
     """A layer whose weight is the product of ``weight_v`` and ``weight_u``.
 
     A subclass says what the product is (:meth:`merged`), how a dense weight is factored (``_dense_shape``,
@@ -40,7 +41,6 @@ class Factored(Module):
             return Parameter(torch.empty(shape, device=device, dtype=dtype))
 
         self.rank = rank
-        self._frozen = None
         self.weight_v = parameter(*shape_v)
         self.weight_u = parameter(*shape_u)
         self.register_parameter("inner_bias", parameter(ranks) if inner_bias else None)
@@ -90,12 +90,6 @@ class Factored(Module):
         """The bias of the dense layer; ValueError where there is none."""
         raise NotImplementedError
 
-    def _dense_is_cheaper(self) -> bool:
-        raise NotImplementedError
-
-    def _forward_dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        raise NotImplementedError
-
     # ---- parameters -------------------------------------------------------------------------------------------------
 
     def _operands(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -142,60 +136,12 @@ class Factored(Module):
             dense.bias.requires_grad_(source.requires_grad)
         return dense.train(self.training)
 
-    # ---- the merged copy --------------------------------------------------------------------------------------------
-
-    def freeze(self) -> bool:
-        """Keep the merged dense weight for inference, if the rank is so high that the dense layer is cheaper.
-
-        The copy serves calls that record no gradient. It is dropped by ``train()``, ``load_state_dict`` and ``to``, and
-        ignored after an in-place write to a parameter. A write that torch does not count (``.data``, a numpy view) goes
-        unseen: call ``freeze`` again after it.
-
-        Returns:
-            Whether a copy is kept. At a rank below break-even there is nothing to gain and nothing is kept.
-        """
-        self._frozen = None
-        if self.weight_v.is_meta or not self._dense_is_cheaper():
-            return False
-        with torch.no_grad():
-            weight, bias = self.merged()
-        parameters = self._own_parameters()
-        self._frozen = (parameters, _stamps(parameters), weight, bias)
-        return True
-
-    def unfreeze(self) -> None:
-        """Drop what :meth:`freeze` keeps."""
-        self._frozen = None
-
-    def _forward_frozen(self, x: Tensor) -> Tensor | None:
-        """The call through the merged weight, or None where it does not apply."""
-        if torch.compiler.is_compiling():
-            return None
-        parameters = self._own_parameters()
-        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
-            return None
-        frozen, stamps, weight, bias = self._frozen
-        same = len(parameters) == len(frozen) and all(p is q for p, q in zip(parameters, frozen, strict=True))
-        if not same or stamps != _stamps(parameters):
-            return None
-        return self._forward_dense(x, weight, bias)
-
-    def train(self, mode: bool = True):
-        if mode:
-            self._frozen = None
-        return super().train(mode)
-
-    def _apply(self, fn, recurse: bool = True):
-        self._frozen = None
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_frozen": None}
+    def _merge(self) -> tuple[Tensor, Tensor | None]:
+        return self.merged()
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
-        self._frozen = None
         error = None
         if f"{prefix}weight" in state_dict and f"{prefix}weight_v" not in state_dict:
             error = self._factor_dense_entry(state_dict, prefix)
@@ -208,12 +154,10 @@ class Factored(Module):
 
     def _factor_dense_entry(self, state_dict: dict, prefix: str) -> str | None:
         """Replace the dense weight in ``state_dict`` by factors; an error message if it does not fit."""
-        weight, shape = state_dict[f"{prefix}weight"], self._dense_shape()
-        if tuple(weight.shape) != shape:
-            got = tuple(weight.shape)
-            return f"size mismatch for {prefix}weight: the checkpoint has {got}, the layer needs {shape}."
+        name = f"{prefix}weight"
         try:
-            weight_v, weight_u = self._factors(self._decompose(weight, f"{prefix}weight"))
+            check_dense_shape(name, state_dict[name], self._dense_shape())
+            weight_v, weight_u = self._factors(self._decompose(state_dict[name], name))
         except (TypeError, ValueError) as error:
             return str(error)
         del state_dict[f"{prefix}weight"]
@@ -249,17 +193,19 @@ def check_from_dense(cls: type, module: object, dense: type[Module], init: str) 
         raise TypeError(f"{cls.__name__}.from_dense: module is {got}, expected torch.nn.{dense.__name__}")
 
 
+def check_dense_shape(name: str, weight: Tensor, shape: tuple[int, ...]) -> None:
+    """ValueError where a dense weight of a checkpoint has another shape."""
+    if tuple(weight.shape) != shape:
+        got = tuple(weight.shape)
+        raise ValueError(f"size mismatch for {name}: the checkpoint has {got}, the layer needs {shape}.")
+
+
 def check_sizes(cls: type, rank: object, **sizes: int) -> None:
     """A rank of 1 or more, and other sizes that are not negative."""
     if any(size < 0 for size in sizes.values()):
         got = " and ".join(f"{name} {size}" for name, size in sizes.items())
         raise ValueError(f"{cls.__name__}: {got} must not be negative")
     check_rank(rank, cls.__name__)
-
-
-def _stamps(parameters: tuple[Parameter, ...]) -> list[tuple[int, int]]:
-    """Changes with every write that torch counts, and when ``.data`` is set to another tensor."""
-    return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
 
 
 def _draw(weight: Tensor, bias: Tensor | None) -> None:

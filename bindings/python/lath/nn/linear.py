@@ -121,9 +121,9 @@ class LowRankLinear(Factored):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._frozen is not None:
-            y = self._forward_frozen(x)
-            if y is not None:
-                return y
+            copy = self._frozen_copy(x)
+            if copy is not None:
+                return self._forward_dense(x, *copy)
         return lowrank_linear(x, *self._operands())
 
     def _dense_shape(self) -> tuple[int, ...]:

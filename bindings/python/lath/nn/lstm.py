@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import LSTM, Module, Parameter
+from torch.nn import LSTM, Parameter
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from ..factor import Decomposition, break_even_rank, check_rank, merge
 from ..ops import lowrank_lstm
-from .factored import _stamps, check_from_dense
+from .factored import check_dense_shape, check_from_dense
+from .freezable import Freezable
 
 State = tuple[Tensor, Tensor]
 Ranks = int | Sequence[int]
@@ -38,7 +39,7 @@ class Pair(NamedTuple):
     rank: int  # 0 if it is not factored
 
 
-class LowRankLSTM(Module):
+class LowRankLSTM(Freezable):
     r"""``nn.LSTM`` whose weights are products of two thin factors; the four gates share them.
 
     .. math::
@@ -129,7 +130,6 @@ class LowRankLSTM(Module):
         self.ranks = _per_layer(rank, num_layers, "rank", least=1)
         self.rank = max(self.ranks)
         self.input_ranks = self._resolve(input_rank)
-        self._frozen = None
         for name, shape in self._shapes():
             self.register_parameter(name, Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
@@ -320,9 +320,10 @@ class LowRankLSTM(Module):
     # ---- call -------------------------------------------------------------------------------------------------------
 
     def forward(self, input: Tensor | PackedSequence, hx: State | None = None) -> tuple[Tensor | PackedSequence, State]:
-        dense = None if self._frozen is None else self._frozen_twin(input)
-        if dense is not None:
-            return dense(input, hx)
+        if self._frozen is not None:
+            copy = self._frozen_copy(input.data if isinstance(input, PackedSequence) else input)
+            if copy is not None:
+                return copy[0](input, hx)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         if not isinstance(input, Tensor):
@@ -423,55 +424,12 @@ class LowRankLSTM(Module):
         """Every recurrent weight costs less than its factors."""
         return min(self.ranks) > break_even_rank(self.output_size, 4 * self.hidden_size)
 
-    def freeze(self) -> bool:
-        """Keep the merged dense layer for inference, if the ranks are so high that it is cheaper.
-
-        The copy serves calls that record no gradient. It is dropped by ``train()``, ``load_state_dict`` and ``to``, and
-        ignored after an in-place write to a parameter. A write that torch does not count (``.data``, a numpy view) goes
-        unseen: call ``freeze`` again after it.
-
-        Returns:
-            Whether a copy is kept.
-        """
-        self._frozen = None
-        parameters = tuple(self.parameters())
-        if parameters[0].is_meta or not self._dense_is_cheaper():
-            return False
-        self._frozen = (parameters, _stamps(parameters), self.to_dense().eval())
-        return True
-
-    def unfreeze(self) -> None:
-        """Drop what :meth:`freeze` keeps."""
-        self._frozen = None
-
-    def _frozen_twin(self, x: Tensor | PackedSequence) -> LSTM | None:
-        """The dense layer, or None where it does not apply."""
-        if torch.compiler.is_compiling():
-            return None
-        parameters, seen, dense = self._frozen
-        now = tuple(self.parameters())
-        data = x.data if isinstance(x, PackedSequence) else x
-        if torch.is_grad_enabled() and (data.requires_grad or any(p.requires_grad for p in now)):
-            return None
-        same = len(now) == len(parameters) and all(p is q for p, q in zip(now, parameters, strict=True))
-        return dense if same and seen == _stamps(now) else None
-
-    def train(self, mode: bool = True):
-        if mode:
-            self._frozen = None
-        return super().train(mode)
-
-    def _apply(self, fn, recurse: bool = True):
-        self._frozen = None
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_frozen": None}
+    def _merge(self) -> tuple[LSTM]:
+        return (self.to_dense().eval(),)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
-        self._frozen = None
         self._rename_reference_entries(state_dict, prefix)
         for pair in self.pairs():
             error = self._fit_entries(state_dict, prefix, pair)
@@ -498,12 +456,9 @@ class LowRankLSTM(Module):
             state_dict[name] = merge(state_dict.pop(v), state_dict.pop(u))
         if not pair.rank or name not in state_dict or v in state_dict:
             return None
-        weight, shape = state_dict[name], (4 * self.hidden_size, pair.in_size)
-        if tuple(weight.shape) != shape:
-            got = tuple(weight.shape)
-            return f"size mismatch for {name}: the checkpoint has {got}, the layer needs {shape}."
         try:
-            state_dict[v], state_dict[u] = Decomposition.of(weight, name).factors(pair.rank)
+            check_dense_shape(name, state_dict[name], (4 * self.hidden_size, pair.in_size))
+            state_dict[v], state_dict[u] = Decomposition.of(state_dict[name], name).factors(pair.rank)
         except (TypeError, ValueError) as error:
             return str(error)
         del state_dict[name]
