@@ -166,6 +166,17 @@ class TestSingularValues:
         for row, weight in zip(values["in_proj_weight"], attention.to_dense().in_proj_weight.chunk(3), strict=True):
             torch.testing.assert_close(row, torch.linalg.svdvals(weight)[:3].detach())
 
+    @pytest.mark.parametrize("features", [None, 6])
+    def test_attention_dense_and_low_rank(self, features):
+        dense = nn.MultiheadAttention(8, 2, kdim=features, vdim=features, dtype=F64)
+        expected = lath.singular_values(dense)
+        full = lath.singular_values(LowRankMultiheadAttention.from_dense(dense, 8))
+        assert full.keys() == expected.keys()
+        for name, values in expected.items():
+            torch.testing.assert_close(full[name][..., : values.shape[-1]], values)
+        if features is None:
+            assert expected["in_proj_weight"].shape == (3, 8)
+
     def test_unknown_form(self):
         with pytest.raises(ValueError, match="conv is 'round'"):
             lath.singular_values(network(), conv="round")
@@ -191,6 +202,18 @@ class TestRanksForBudget:
             model[0].weight.copy_(u @ torch.diag(0.5 ** torch.arange(40, dtype=F64)) @ vh)
         ranks = lath.ranks_for_budget(model, 0.5)
         assert ranks["0"] * 2 < ranks["1"]
+
+    @pytest.mark.parametrize("features", [None, 24])
+    def test_attention_is_one_layer_of_four_weights(self, features):
+        attention = nn.MultiheadAttention(32, 4, kdim=features, vdim=features, bias=False)
+        model = nn.ModuleDict({"attention": attention, "head": nn.Linear(32, 20, bias=False)})
+        dense = sum(p.numel() for p in model.parameters())
+        ranks = lath.ranks_for_budget(model, 0.4)
+        assert ranks.keys() == {"attention", "head"}
+        lath.convert(model, lath.LowRank(rank=ranks))
+        assert model["attention"].rank == ranks["attention"]
+        used = sum(p.numel() for p in model.parameters())
+        assert 0.4 * dense - sum(p.numel() for p in model.parameters()) / min(ranks.values()) < used <= 0.4 * dense
 
     def test_selection_and_layers_that_stay(self):
         model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40), nn.Conv2d(4, 4, 3, groups=4))

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ._pairs import assembled, dense_name, matrices, pair_names, pairs
 from .convert import Selection, _selector
 from .costs import break_even, dense_numel
 from .factor import CONV_MODES, Decomposition, conv_matrix
+from .nn.attention import dense_weights
 from .nn.factored import Factored
 from .survey import Site, survey
 
+_ONE_RANK = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
 _BISECTIONS = 60  # of an interval of doubles between 0 and 1
 
 
@@ -83,7 +86,8 @@ def singular_values(model: nn.Module, conv: str = "separable") -> dict[str, Tens
     they are of the matrix that factoring sees, one row of values for each group.
 
     Args:
-        model: dense, low-rank or mixed: linear layers, 2-d convolutions and recurrent layers.
+        model: dense, low-rank or mixed: linear layers, 2-d convolutions, attention and recurrent layers. Queries, keys
+            and values that share a weight have a row of values each.
         conv: the form in which a dense convolution is seen, "separable" or "pointwise".
 
     Raises:
@@ -115,6 +119,11 @@ def _dense_matrices(module: nn.Module, conv: str) -> list[tuple[str, Tensor]]:
         return [("weight", module.weight)]
     if isinstance(module, nn.Conv2d):
         return [("weight", conv_matrix(module.weight, conv, module.groups))]
+    if isinstance(module, nn.MultiheadAttention):
+        packed, names = module.in_proj_weight, ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+        if packed is not None:
+            return [("in_proj_weight", torch.stack(packed.chunk(3)))]
+        return [(name, getattr(module, name)) for name in names]
     if isinstance(module, nn.RNNBase) or pair_names(module):
         factors = {name for names in pair_names(module) for name in names}
         return [
@@ -172,7 +181,8 @@ def ranks_for_budget(
         lath.convert(model, lath.LowRank(rank=ranks))
 
     Args:
-        model: with dense linear layers and 2-d convolutions, which stay as they are.
+        model: with dense linear layers, 2-d convolutions and attention, which stay as they are. Recurrent layers are
+            not looked at: their input and recurrent weights have ranks of their own.
         share: of the numbers in the selected weights, above 0 and at most 1.
         conv: as in ``lath.LowRank``.
         include: as for ``lath.convert``.
@@ -205,13 +215,13 @@ def ranks_for_budget(
 
 
 def _selected(model: nn.Module, include: Selection, exclude: Selection) -> list[Site]:
-    """The dense linear layers and convolutions that ``lath.convert`` could replace."""
+    """The dense layers with one rank that ``lath.convert`` could replace."""
     included, excluded = _selector(include, "include"), _selector(exclude, "exclude")
 
     def matches(predicate: Callable[[str, nn.Module], bool], site: Site) -> bool:
         return any(predicate(name, site.module) for name in site.names)
 
-    sites = [s for s in survey(model) if isinstance(s.module, (nn.Linear, nn.Conv2d)) and s.reason is None]
+    sites = [s for s in survey(model) if isinstance(s.module, _ONE_RANK) and s.reason is None]
     chosen = [s for s in sites if included is None or matches(included, s)]
     if sites and not chosen:
         names = ", ".join(site.name for site in sites[:10])
@@ -220,13 +230,15 @@ def _selected(model: nn.Module, include: Selection, exclude: Selection) -> list[
 
 
 def _candidate(name: str, module: nn.Module, conv: str) -> _Candidate:
-    matrix = conv_matrix(module.weight, conv, module.groups) if isinstance(module, nn.Conv2d) else module.weight
-    squares = Decomposition.of(matrix, f"layer {name!r}").s.double().square()
-    squares = squares.reshape(-1, squares.shape[-1]).sum(0)
+    if isinstance(module, nn.MultiheadAttention):
+        weights = dense_weights(module)
+    else:
+        weights = [conv_matrix(module.weight, conv, module.groups) if isinstance(module, nn.Conv2d) else module.weight]
+    decompositions = [Decomposition.of(matrix, f"layer {name!r}") for matrix in weights]
+    squares = pad_sequence([d.s.double().square().reshape(-1, d.s.shape[-1]).sum(0) for d in decompositions]).sum(1)
     total = squares.sum()
     shares = squares.cumsum(0) / total if total else torch.ones_like(squares)
-    groups = matrix.shape[0] if matrix.dim() == 3 else 1
-    per_rank = groups * (matrix.shape[-1] + matrix.shape[-2])
+    per_rank = sum(math.prod(m.shape[:-2]) * (m.shape[-1] + m.shape[-2]) for m in weights)
     return _Candidate(name, shares.cpu(), dense_numel(module), per_rank, break_even(module, conv))
 
 
