@@ -33,7 +33,7 @@ export PYTHONUNBUFFERED := 1
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup build demo test test-c test-python test-sanitize test-cuda-budget cuda-budget test-oldest bench gpu wheel clean format
+.PHONY: help setup build demo study test test-c test-python test-sanitize test-cuda-budget cuda-budget test-oldest bench gpu wheel clean format
 
 help: ## this list
 	@echo "lath: PyTorch layers with thin weights"
@@ -48,6 +48,9 @@ build: $(BUILD_PACKAGES) ## build/release/liblath_cpu.so, for LATH_LIBRARY, and 
 
 demo: $(INSTALLED) $(VENV)/.examples ## train two networks on Fashion-MNIST, dense and low-rank side by side
 	@folder=$$($(FETCH) fashion-mnist) && LATH_FASHION_MNIST=$$folder $(BIN)/python examples/lowrank/fashion_mnist.py $(ARGS)
+
+study: $(INSTALLED) $(VENV)/.examples ## character LSTMs on the Austen novels: bits against time, for an hour; ARGS=--quick for a minute
+	@folder=$$($(FETCH) austen) && LATH_AUSTEN=$$folder $(BIN)/python examples/lowrank/char_lstm_study.py $(ARGS)
 
 test: ## set-up and all tests, from nothing
 	@$(MAKE) --no-print-directory test-c
