@@ -96,10 +96,10 @@ struct lath_lstm_weights {
   struct lath_panels panels; /* of w^T, one group wide each */
 };
 
-void lath_lstm_weights_take(struct lath_lstm_weights *weights, const struct lath_lowrank_lstm *args,
-                            const struct lath_host *host, struct lath_arena *arena);
 /* `for_gates`: with the panels of w^T, which a backward that has the gates does without. */
-lath_status lath_lstm_weights_fill(struct lath_lstm_weights *weights, int for_gates, const struct lath_host *host);
+void lath_lstm_weights_take(struct lath_lstm_weights *weights, const struct lath_lowrank_lstm *args, int for_gates,
+                            const struct lath_host *host, struct lath_arena *arena);
+lath_status lath_lstm_weights_fill(struct lath_lstm_weights *weights, const struct lath_host *host);
 
 /* Row of the interleaved weight that holds gate `gate` of a unit. */
 static inline int64_t lath_lstm_interleaved(const struct lath_lstm_weights *w, int64_t gate, int64_t unit) {

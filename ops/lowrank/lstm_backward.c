@@ -36,10 +36,11 @@ struct backward {
   struct lath_panels back, v_back, v_in_back; /* of w, v, v_in: for da w, dr v, ds v_in */
   float *dw, *d_bias, *dv, *dv_in;            /* per block: (gates, columns), (gates), (rank, hidden), (in_rank, in) */
   int64_t dw_size, dv_size, dv_in_size;
-  float *dh, *dc;                                               /* (batch, hidden): of the state */
-  float *rows, *d_rows, *gates, *h, *c, *x, *dh_step, *scratch; /* per worker; all but the last two of the rows of a chunk */
+  float *dh, *dc; /* (batch, hidden): of the state */
+  float *rows, *d_rows, *gates, *h, *c, *x, *packed, *dh_step,
+      *scratch;    /* per worker; all but the last two of the rows of a chunk */
   int64_t s_gates; /* between rows of gates: not a power of two, for they are read across too */
-  int64_t rows_size, gates_size, h_size, x_size, dh_size, scratch_size;
+  int64_t rows_size, gates_size, h_size, x_size, packed_size, dh_size, scratch_size;
   struct unmerge hidden, input;
 };
 
@@ -76,6 +77,9 @@ static void take_sums(struct backward *b, struct lath_arena *arena) {
   b->dv_in = lath_take(arena, b->blocks, b->dv_in_size);
 }
 
+/* At least the numbers in a row of packed panels of n columns: the last panel may be wider than what is left for it. */
+static int64_t panels_columns(const struct backward *b, int64_t n) { return n + LATH_MAX_VECS * b->w.kernels->lanes; }
+
 static void take_worker_buffers(struct backward *b, struct lath_arena *arena) {
   const int64_t rows = b->chunk * b->block_rows;
   b->rows_size = rows * b->w.s_rows;
@@ -83,6 +87,7 @@ static void take_worker_buffers(struct backward *b, struct lath_arena *arena) {
   b->gates_size = rows * b->s_gates;
   b->h_size = rows * b->a->hidden;
   b->x_size = rows * b->a->in;
+  b->packed_size = rows * panels_columns(b, lath_larger(b->w.columns, lath_larger(b->a->hidden, b->a->in)));
   b->dh_size = b->block_rows * b->a->hidden;
   b->scratch_size = lath_product_scratch(b->w.kernels);
   b->rows = lath_take(arena, b->workers, b->rows_size);
@@ -91,6 +96,7 @@ static void take_worker_buffers(struct backward *b, struct lath_arena *arena) {
   b->h = lath_take(arena, b->workers, b->h_size);
   b->c = lath_take(arena, b->workers, b->h_size);
   b->x = lath_take(arena, b->workers, b->x_size);
+  b->packed = lath_take(arena, b->workers, b->packed_size);
   b->dh_step = lath_take(arena, b->workers, b->dh_size);
   b->scratch = lath_take(arena, b->workers, b->scratch_size);
 }
@@ -99,7 +105,7 @@ static void take(struct backward *b, const struct lath_lowrank_lstm *a, const st
                  struct lath_arena *arena) {
   struct lath_lstm_weights *w = &b->w;
   b->a = a;
-  lath_lstm_weights_take(w, a, host, arena);
+  lath_lstm_weights_take(w, a, !a->gates, host, arena);
   set_blocks(b);
   b->workers = lath_smaller(lath_host_workers(host, a->steps * a->batch * w->gates * w->columns), b->blocks);
   b->back = lath_panels_take(w->kernels, arena, a->batch, w->columns, w->gates);
@@ -124,7 +130,7 @@ struct chunk {
   const struct backward *b;
   int64_t block, from, to; /* samples */
   int64_t rows;            /* in the buffers */
-  float *rows_of, *d_rows, *gates, *h, *c, *x, *dh_step, *scratch;
+  float *rows_of, *d_rows, *gates, *h, *c, *x, *packed, *dh_step, *scratch;
 };
 
 static void copy_rows(int64_t m, int64_t n, const float *from, int64_t s_from, float *to, int64_t s_to) {
@@ -228,7 +234,10 @@ static void write_dx(const struct chunk *k, const struct step *s) {
 /* sums (m, n) += a^T b over the rows of the chunk. */
 static void add_product(const struct chunk *k, int64_t m, const float *a, int64_t s_a, int64_t n, const float *b, int64_t s_b,
                         float *sums) {
-  const struct lath_panels panels = lath_panels_in_place(k->b->w.kernels, n, k->rows, b, s_b);
+  const struct lath_kernels *kernels = k->b->w.kernels;
+  struct lath_panels panels = lath_panels_in_place(kernels, n, k->rows, NULL, 0);
+  panels.packed = k->packed;
+  lath_pack(kernels, &panels, 0, lath_panels_count(&panels), b, s_b, 0);
   const struct lath_product product = {.m = m,
                                        .a = a,
                                        .s_a = s_a,
@@ -239,7 +248,7 @@ static void add_product(const struct chunk *k, int64_t m, const float *a, int64_
                                        .c = sums,
                                        .s_c = n,
                                        .scratch = k->scratch};
-  lath_multiply(k->b->w.kernels, &product);
+  lath_multiply(kernels, &product);
 }
 
 static void add_sums(const struct chunk *k) {
@@ -295,6 +304,7 @@ static void share_blocks(void *arg, int64_t begin, int64_t end) {
                       .h = b->h + w * b->h_size,
                       .c = b->c + w * b->h_size,
                       .x = b->x + w * b->x_size,
+                      .packed = b->packed + w * b->packed_size,
                       .dh_step = b->dh_step + w * b->dh_size,
                       .scratch = b->scratch + w * b->scratch_size};
     for (k.block = b->blocks * w / b->workers; k.block < b->blocks * (w + 1) / b->workers; k.block++) {
@@ -350,7 +360,7 @@ static lath_status write_pair(const struct backward *b, const struct lath_lstm_p
 static lath_status run(struct backward *b, const struct lath_host *host) {
   const struct lath_lowrank_lstm *a = b->a;
   const struct lath_lstm_weights *w = &b->w;
-  LATH_TRY(lath_lstm_weights_fill(&b->w, !a->gates, host));
+  LATH_TRY(lath_lstm_weights_fill(&b->w, host));
   lath_pack(w->kernels, &b->back, 0, lath_panels_count(&b->back), w->interleaved, w->columns, 0);
   if (w->hidden.factored) lath_pack(w->kernels, &b->v_back, 0, lath_panels_count(&b->v_back), w->hidden.v, a->hidden, 0);
   if (w->input.factored) lath_pack(w->kernels, &b->v_in_back, 0, lath_panels_count(&b->v_in_back), w->input.v, a->in, 0);

@@ -27,7 +27,7 @@ static int64_t macs_of(const struct lath_lstm_weights *w) {
 
 static void take(struct forward *f, const struct lath_lowrank_lstm *a, const struct lath_host *host, struct lath_arena *arena) {
   f->a = a;
-  lath_lstm_weights_take(&f->w, a, host, arena);
+  lath_lstm_weights_take(&f->w, a, 1, host, arena);
   f->workers = lath_smaller(lath_host_workers(host, macs_of(&f->w)), lath_larger(1, a->batch));
   f->h = a->hn ? a->hn : lath_take(arena, a->batch, a->hidden);
   f->c = a->cn ? a->cn : lath_take(arena, a->batch, a->hidden);
@@ -151,6 +151,6 @@ lath_status lath_lowrank_lstm(const struct lath_lowrank_lstm *a, const struct la
   struct lath_arena arena = lath_arena_on(a->workspace);
   struct forward f = {0};
   take(&f, a, host, &arena);
-  LATH_TRY(lath_lstm_weights_fill(&f.w, 1, host));
+  LATH_TRY(lath_lstm_weights_fill(&f.w, host));
   return lath_host_run(host, f.workers, share_rows, &f);
 }

@@ -32,8 +32,8 @@ static void take_part(struct lath_lstm_part *p, const struct lath_lstm_weights *
 /* Rows that are read side by side, and across: not at a distance at which they compete for the same lines of L1. */
 static int64_t row_stride(int64_t length) { return length % 64 == 0 ? length + 16 : length; }
 
-void lath_lstm_weights_take(struct lath_lstm_weights *w, const struct lath_lowrank_lstm *a, const struct lath_host *host,
-                            struct lath_arena *arena) {
+void lath_lstm_weights_take(struct lath_lstm_weights *w, const struct lath_lowrank_lstm *a, int for_gates,
+                            const struct lath_host *host, struct lath_arena *arena) {
   const int64_t lanes = lath_kernels()->lanes;
   *w = (struct lath_lstm_weights){.a = a, .kernels = lath_kernels(), .groups = (a->hidden + lanes - 1) / lanes};
   w->gates = 4 * lanes * w->groups;
@@ -47,7 +47,7 @@ void lath_lstm_weights_take(struct lath_lstm_weights *w, const struct lath_lowra
   w->interleaved = lath_take(arena, w->gates, w->columns);
   w->bias = lath_take(arena, 1, w->gates);
   w->panels = (struct lath_panels){.n = w->gates, .k = w->columns, .width = 4 * lanes, .vecs = 4};
-  w->panels.packed = lath_take(arena, w->gates, w->columns);
+  if (for_gates) w->panels.packed = lath_take(arena, w->gates, w->columns);
 }
 
 static void interleave(const struct lath_lstm_weights *w, const struct lath_lstm_part *p) {
@@ -81,12 +81,12 @@ static lath_status fill_part(struct lath_lstm_weights *w, struct lath_lstm_part 
   return LATH_OK;
 }
 
-lath_status lath_lstm_weights_fill(struct lath_lstm_weights *w, int for_gates, const struct lath_host *host) {
+lath_status lath_lstm_weights_fill(struct lath_lstm_weights *w, const struct lath_host *host) {
   memset(w->interleaved, 0, (size_t)(w->gates * w->columns) * sizeof(float)); /* units that fill up the last group */
   LATH_TRY(fill_part(w, &w->hidden, host));
   LATH_TRY(fill_part(w, &w->input, host));
   interleave_bias(w);
-  if (for_gates) lath_pack(w->kernels, &w->panels, 0, w->groups, w->interleaved, w->columns, 1);
+  if (w->panels.packed) lath_pack(w->kernels, &w->panels, 0, w->groups, w->interleaved, w->columns, 1);
   return LATH_OK;
 }
 
