@@ -97,13 +97,13 @@ class Trained:
 
 @dataclass(frozen=True)
 class Result:
-    """One variant over all seeds; deviations are between seeds, 0 for one seed.
+    """One variant over all seeds: medians, and the ends of the range over the seeds.
 
     Attributes:
         parameters: of the whole model.
         macs: multiply-adds for a character.
-        bits, bits_deviation: per held-out character, after training.
-        milliseconds, milliseconds_deviation: median of a training step.
+        bits, bits_least, bits_most: per held-out character, after training.
+        milliseconds, milliseconds_least, milliseconds_most: of a training step; of each seed the median of its steps.
     """
 
     name: str
@@ -115,9 +115,11 @@ class Result:
     parameters: int
     macs: int
     bits: float
-    bits_deviation: float
+    bits_least: float
+    bits_most: float
     milliseconds: float
-    milliseconds_deviation: float
+    milliseconds_least: float
+    milliseconds_most: float
 
 
 def variants(ranks: Iterable[int], decay: float) -> list[Variant]:
@@ -206,30 +208,29 @@ def summary(chosen: list[Variant], runs: list[list[Trained]]) -> list[Result]:
                 mine[0].curve[-1][0],
                 parameters(model),
                 macs,
-                statistics.mean(ends),
-                deviation(ends),
-                statistics.mean(steps),
-                deviation(steps),
+                *median_and_ends(ends),
+                *median_and_ends(steps),
             )
         )
     return results
 
 
-def deviation(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def median_and_ends(values: list[float]) -> tuple[float, float, float]:
+    return statistics.median(values), min(values), max(values)
 
 
 def table(results: list[Result]) -> str:
     dense = results[0]
-    head = f"{'variant':<22}{'parameters':>12}{'MACs':>10}{'bits per character':>22}{'step':>18}{'speed-up':>10}"
+    head = (
+        f"{'variant':<22}{'parameters':>12}{'MACs':>10}{'bits per character':>26}{'ms of a step':>24}{'speed-up':>10}"
+    )
     lines = [head + f"{'share':>7}"]
     for r in results:
         speedup = dense.milliseconds / r.milliseconds
         share = speedup / (dense.macs / r.macs)
-        lines.append(
-            f"{r.name:<22}{r.parameters:>12,}{r.macs:>10,}{r.bits:>13.4f} ± {r.bits_deviation:.4f}"
-            f"{r.milliseconds:>9.1f} ± {r.milliseconds_deviation:>3.1f} ms{speedup:>9.2f}x{share:>7.2f}"
-        )
+        bits = f"{r.bits:.3f} ({r.bits_least:.3f} to {r.bits_most:.3f})"
+        steps = f"{r.milliseconds:.1f} ({r.milliseconds_least:.1f} to {r.milliseconds_most:.1f})"
+        lines.append(f"{r.name:<22}{r.parameters:>12,}{r.macs:>10,}{bits:>26}{steps:>24}{speedup:>9.2f}x{share:>7.2f}")
     return "\n".join(lines)
 
 
@@ -253,14 +254,20 @@ def write(folder: Path, chosen: list[Variant], seeds: Iterable[int], runs: list[
 
 def draw(folder: Path, results: list[Result], title: str) -> Path:
     """Write ``char_lstm.png`` and return its path."""
+    highest, lowest = max(r.bits for r in results), min(r.bits_least for r in results)
     with pyplot.rc_context(STYLE):
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5.6), sharey=True)
         figure.subplots_adjust(left=0.07, right=0.98, bottom=0.11, top=0.84, wspace=0.08)
         figure.text(0.02, 0.94, title, fontsize=14, fontweight="bold")
+        left.set_ylim(lowest - 0.25 * (highest - lowest), highest + 0.5 * (highest - lowest))
         draw_panel(left, results, "milliseconds", "milliseconds of a training step, median")
         draw_panel(right, results, "parameters", "parameters of the whole model")
         left.set_ylabel("bits per held-out character")
-        left.set_title("left of the cross: faster than dense; below: better", fontsize=10, fontweight="normal")
+        left.set_title(
+            "median and range over the seeds; left of the cross: faster than dense; below: better",
+            fontsize=10,
+            fontweight="normal",
+        )
         right.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, frameon=False)
         path = folder / "char_lstm.png"
         figure.savefig(path, dpi=160)
@@ -269,7 +276,7 @@ def draw(folder: Path, results: list[Result], title: str) -> Path:
 
 
 def draw_panel(axis: Axes, results: list[Result], across: str, label: str) -> None:
-    """Bits against an attribute of the results, with one deviation between seeds."""
+    """Bits against an attribute of the results."""
     dense = results[0]
     curves = {
         "dense": [dense],
@@ -279,21 +286,41 @@ def draw_panel(axis: Axes, results: list[Result], across: str, label: str) -> No
     }
     names = {"decay": "low-rank, Frobenius decay", "published": "“low-rank” as published"}
     for kind, mine in curves.items():
-        x, y, colour = [getattr(r, across) for r in mine], [r.bits for r in mine], COLOURS_OF[kind]
-        spread = [r.bits_deviation for r in mine]
-        axis.errorbar(x, y, spread, fmt="o-", capsize=3, color=colour, label=names.get(kind, kind))
-        above = -16 if kind == "low-rank" else 9
-        for r, point in zip(mine, zip(x, y, strict=True), strict=True):
+        colour = COLOURS_OF[kind]
+        axis.plot(
+            [getattr(r, across) for r in mine], [r.bits for r in mine], "o-", color=colour, label=names.get(kind, kind)
+        )
+        for r in mine:
+            draw_range(axis, getattr(r, across), r, colour)
             if r.rank:
-                options = {"textcoords": "offset points", "ha": "center", "color": colour, "bbox": BLANK}
-                axis.annotate(str(r.rank), point, (0, above), **options)
+                options = {"textcoords": "offset points", "color": colour, "va": "center", "bbox": BLANK}
+                side = {"ha": "right", "xytext": (-8, 0)} if r.decay else {"ha": "left", "xytext": (8, 0)}
+                axis.annotate(str(r.rank), (getattr(r, across), r.bits), **options, **side)
     axis.axhline(dense.bits, color=INK, linewidth=0.8, linestyle=DASHES)
     axis.axvline(getattr(dense, across), color=INK, linewidth=0.8, linestyle=DASHES)
     axis.set_xlim(left=0)
-    axis.margins(y=0.2)
+    axis.margins(x=0.08)
     axis.set_xlabel(f"{label}; at the points: the rank")
     if across == "parameters":
         axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
+
+
+def draw_range(axis: Axes, x: float, result: Result, colour: str) -> None:
+    """Of the seeds; an arrow and the figure where it leaves the panel."""
+    top = axis.get_ylim()[1]
+    axis.plot([x, x], [result.bits_least, min(result.bits_most, top)], "-", marker="_", color=colour, linewidth=1.2)
+    if result.bits_most > top:
+        axis.plot([x], [top], "^", color=colour, clip_on=False)
+        axis.annotate(
+            f"one seed: {result.bits_most:.2f}",
+            (x, top),
+            xytext=(-8, -8),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=colour,
+            bbox=BLANK,
+        )
 
 
 # ---- from the command line -------------------------------------------------------------------------------------------

@@ -633,12 +633,16 @@ class TestStudy:
         from lowrank.char_lstm_study import Trained, Variant, summary, variants
 
         chosen = variants([51], 1e-4)
-        runs = [Trained(v, v.build(False), None, None, None, [0.1, 0.2, 0.6], [(3, 0.9, 2.5)]) for v in chosen]
-        dense, thin, decayed, published = summary(chosen, [runs])
+        runs = [
+            [Trained(v, v.build(False), None, None, None, [0.1, seconds, 0.6], [(3, 0.9, bits)]) for v in chosen]
+            for seconds, bits in ((0.2, 2.5), (0.3, 9.0), (0.2, 2.0))
+        ]
+        dense, thin, decayed, published = summary(chosen, runs)
         assert dense.macs == 794_624 + 25_600
         assert thin.macs == decayed.macs == 8 * 1024 + 51 * 1280 + 2 * 51 * 1280 + 20 * 356
         assert published.macs == 993_888 + 7_120
-        assert (dense.bits, dense.bits_deviation, dense.milliseconds) == (2.5, 0.0, 200.0)
+        assert (dense.bits_least, dense.bits, dense.bits_most) == (2.0, 2.5, 9.0)
+        assert (dense.milliseconds_least, dense.milliseconds, dense.milliseconds_most) == (200.0, 200.0, 300.0)
         assert (thin.decay, decayed.decay) == (0.0, 1e-4)
         assert Variant("low-rank", 51, 1e-4).name == "low-rank 51 + decay"
 
