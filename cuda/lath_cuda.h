@@ -61,6 +61,15 @@ LATH_API lath_status lath_cuda_lowrank_linear_backward(const struct lath_lowrank
  * calling thread, until it is set to -1. Affects plans, queries and entries alike. */
 LATH_API void lath_cuda_force_route(int kernel);
 
+/* One layer of an LSTM in one direction, of F32 or F64. `batch_sizes` is in host memory. Launches follow one another on the stream,
+ * one or two for each step; how many, and their arguments, depend on shapes and batch sizes alone. */
+LATH_API lath_status lath_cuda_lowrank_lstm_workspace(const struct lath_lowrank_lstm *args, const struct lath_cuda *cuda,
+                                                      size_t *bytes);
+LATH_API lath_status lath_cuda_lowrank_lstm(const struct lath_lowrank_lstm *args, struct lath_cuda *cuda);
+LATH_API lath_status lath_cuda_lowrank_lstm_backward_workspace(const struct lath_lowrank_lstm *args,
+                                                               const struct lath_cuda *cuda, size_t *bytes);
+LATH_API lath_status lath_cuda_lowrank_lstm_backward(const struct lath_lowrank_lstm *args, struct lath_cuda *cuda);
+
 /* Frobenius decay. The Gram matrices are in the type that sums are kept in, as on the CPU: float, double for F64. So are the
  * two scalars in device memory: `value`, which the forward writes, and `scale`, the incoming gradient of the value, which the
  * backward reads. args->value and args->scale are not looked at: the host would have to wait for the device. */

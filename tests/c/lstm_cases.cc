@@ -123,9 +123,7 @@ LstmArgs Arguments(const LstmInputs &inputs) {
   return args;
 }
 
-namespace {
-
-LstmRun MakeRun(const LstmInputs &inputs, const SequenceLayout &sequence, const Layout &state) {
+LstmRun EmptyRun(const LstmInputs &inputs, const SequenceLayout &sequence, const Layout &state) {
   const LstmShape &s = inputs.shape;
   const lath_dtype dtype = inputs.dtype;
   return {LATH_OK,
@@ -137,10 +135,23 @@ LstmRun MakeRun(const LstmInputs &inputs, const SequenceLayout &sequence, const 
           Operand(dtype, s.rows(), 4 * s.hidden, state)};
 }
 
-}  // namespace
+LstmBackwardRun EmptyBackwardRun(const LstmInputs &inputs, const SequenceLayout &sequence, const Layout &state) {
+  const LstmShape &s = inputs.shape;
+  const lath_dtype dtype = inputs.dtype;
+  return {LATH_OK,
+          true,
+          Sequence(dtype, s, s.in, sequence),
+          Operand(dtype, s.in_rank, s.in, state),
+          Operand(dtype, 4 * s.hidden, s.wide(), state),
+          Operand(dtype, s.rank, s.hidden, state),
+          Operand(dtype, 4 * s.hidden, s.rank, state),
+          Operand(dtype, 1, 4 * s.hidden, state),
+          Operand(dtype, s.batch, s.hidden, state),
+          Operand(dtype, s.batch, s.hidden, state)};
+}
 
 LstmRun RunLstm(const LstmInputs &inputs, const LstmOptions &options, unsigned outputs) {
-  LstmRun run = MakeRun(inputs, options.sequence, options.state);
+  LstmRun run = EmptyRun(inputs, options.sequence, options.state);
   LstmArgs args = Arguments(inputs);
   args.association = options.association;
   args.y = outputs & kY ? run.y.data() : nullptr;
@@ -154,7 +165,7 @@ LstmRun RunLstm(const LstmInputs &inputs, const LstmOptions &options, unsigned o
 }
 
 LstmRun KeptStates(const LstmInputs &inputs, const SequenceLayout &layout) {
-  LstmRun run = MakeRun(inputs, layout, {});
+  LstmRun run = EmptyRun(inputs, layout, {});
   const LstmStates states = OracleOf(inputs).Forward();
   run.y.Fill(states.y);
   run.c.Fill(states.c);
@@ -164,18 +175,7 @@ LstmRun KeptStates(const LstmInputs &inputs, const SequenceLayout &layout) {
 
 LstmBackwardRun RunLstmBackward(const LstmInputs &inputs, const LstmRun &forward, bool with_gates, const LstmOptions &options,
                                 unsigned gradients) {
-  const LstmShape &s = inputs.shape;
-  const lath_dtype dtype = inputs.dtype;
-  LstmBackwardRun run = {LATH_OK,
-                         true,
-                         Sequence(dtype, s, s.in, options.sequence),
-                         Operand(dtype, s.in_rank, s.in, options.state),
-                         Operand(dtype, 4 * s.hidden, s.wide(), options.state),
-                         Operand(dtype, s.rank, s.hidden, options.state),
-                         Operand(dtype, 4 * s.hidden, s.rank, options.state),
-                         Operand(dtype, 1, 4 * s.hidden, options.state),
-                         Operand(dtype, s.batch, s.hidden, options.state),
-                         Operand(dtype, s.batch, s.hidden, options.state)};
+  LstmBackwardRun run = EmptyBackwardRun(inputs, options.sequence, options.state);
   const auto asked = [&](LstmGradient bit, const auto &to) { return gradients & bit ? to.data() : nullptr; };
   LstmArgs args = Arguments(inputs);
   args.association = options.association;
@@ -189,7 +189,7 @@ LstmBackwardRun RunLstmBackward(const LstmInputs &inputs, const LstmRun &forward
   args.dcn = inputs.present & kDcn ? inputs.dcn.data() : nullptr;
   args.dx = asked(kLstmDx, run.dx);
   args.s_dx_step = run.dx.s_step(), args.s_dx_row = run.dx.s_row();
-  args.dv_in = s.in_rank > 0 ? asked(kLstmDvIn, run.dv_in) : nullptr;
+  args.dv_in = inputs.shape.in_rank > 0 ? asked(kLstmDvIn, run.dv_in) : nullptr;
   args.du_in = asked(kLstmDuIn, run.du_in);
   args.dv = asked(kLstmDv, run.dv);
   args.du = asked(kLstmDu, run.du);

@@ -29,6 +29,7 @@ class Sequence {
   Values Read() const { return Reordered(operand_.Read(), false); }
   Values InMemory(const Values &values) const { return Reordered(values, true); }  // in the order of operand()
   const Operand &operand() const { return operand_; }
+  Operand &operand() { return operand_; }
   void *data() const { return operand_.data(); }
   int64_t s_step() const { return batch_first_ ? operand_.strides()[2] : operand_.strides()[1]; }
   int64_t s_row() const { return batch_first_ ? operand_.strides()[1] : operand_.strides()[2]; }
@@ -96,6 +97,10 @@ struct LstmBackwardRun {
   Sequence dx;
   Operand dv_in, du_in, dv, du, d_bias, dh0, dc0;
 };
+
+// Results that nothing has been written to.
+LstmRun EmptyRun(const LstmInputs &inputs, const SequenceLayout &sequence, const Layout &state);
+LstmBackwardRun EmptyBackwardRun(const LstmInputs &inputs, const SequenceLayout &sequence, const Layout &state);
 
 LstmRun RunLstm(const LstmInputs &inputs, const LstmOptions &options, unsigned outputs = kAllOutputs);
 // Outputs as a forward call could have left them, from the oracle.
