@@ -38,6 +38,8 @@ void device_give_workspace(struct call *call);
 bool device_linear(struct call *call, struct lath_linear *args);
 bool device_lowrank_linear(struct call *call, struct lath_lowrank_linear *args);
 bool device_lowrank_linear_backward(struct call *call, struct lath_lowrank_linear *args);
+bool device_lowrank_lstm(struct call *call, struct lath_lowrank_lstm *args);
+bool device_lowrank_lstm_backward(struct call *call, struct lath_lowrank_lstm *args);
 bool device_frobenius(struct call *call, struct lath_frobenius *args, void *value);
 bool device_frobenius_backward(struct call *call, struct lath_frobenius *args, const void *scale);
 

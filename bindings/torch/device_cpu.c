@@ -50,6 +50,14 @@ bool device_lowrank_linear_backward(struct call *call, struct lath_lowrank_linea
   return WITH_WORKSPACE(call, lath_lowrank_linear_backward_workspace, lath_lowrank_linear_backward, args);
 }
 
+bool device_lowrank_lstm(struct call *call, struct lath_lowrank_lstm *args) {
+  return WITH_WORKSPACE(call, lath_lowrank_lstm_workspace, lath_lowrank_lstm, args);
+}
+
+bool device_lowrank_lstm_backward(struct call *call, struct lath_lowrank_lstm *args) {
+  return WITH_WORKSPACE(call, lath_lowrank_lstm_backward_workspace, lath_lowrank_lstm_backward, args);
+}
+
 bool device_frobenius(struct call *call, struct lath_frobenius *args, void *value) {
   double sum = 0.0;
   args->value = &sum;

@@ -127,6 +127,18 @@ bool device_lowrank_linear_backward(struct call *call, struct lath_lowrank_linea
                                                            lath_cuda_lowrank_linear_backward, args));
 }
 
+bool device_lowrank_lstm(struct call *call, struct lath_lowrank_lstm *args) {
+  struct lent lent;
+  return enter(call, &lent) &&
+         leave(&lent, WITH_WORKSPACE(call, &lent, lath_cuda_lowrank_lstm_workspace, args, lath_cuda_lowrank_lstm, args));
+}
+
+bool device_lowrank_lstm_backward(struct call *call, struct lath_lowrank_lstm *args) {
+  struct lent lent;
+  return enter(call, &lent) && leave(&lent, WITH_WORKSPACE(call, &lent, lath_cuda_lowrank_lstm_backward_workspace, args,
+                                                           lath_cuda_lowrank_lstm_backward, args));
+}
+
 bool device_frobenius(struct call *call, struct lath_frobenius *args, void *value) {
   struct lent lent;
   return enter(call, &lent) &&

@@ -4,7 +4,6 @@
 
 #include "codes.h"
 #include "device.h"
-#include "host.h"
 #include "kernels.h"
 #include "unpack.h"
 
@@ -120,20 +119,18 @@ static bool check_batch_sizes(struct call *call, const struct lstm *l) {
 static bool take_batch_sizes(struct call *call, int index, struct lstm *l) {
   static const char name[] = "batch_sizes";
   struct tensor sizes;
-  struct matrix matrix;
   bool absent;
   if (!unpack_absent(call, index, name, &absent)) return false;
   if (absent && l->packed && l->rows > 0)
     return fail_shape(call, &l->x, "3 dimensions, as there are no batch_sizes of a packed sequence");
   if (absent) return true;
-  if (!unpack_tensor(call, index, name, &sizes)) return false;
+  if (!unpack_host_tensor(call, index, name, &sizes)) return false;
   if (sizes.dtype_code != aoti_torch_dtype_int64())
     return call_fail(call, name, "got dtype %s, expected torch.int64", codes_dtype_name(sizes.dtype_code));
   if (sizes.dim != 1) return fail_shape(call, &sizes, "(steps,)");
   if (!l->packed) return fail_shape(call, &sizes, "no elements for x of 3 dimensions, or a packed x of 2");
-  if (!unpack_contiguous(call, &sizes, &matrix)) return false;
+  if (!unpack_host_integers(call, &sizes, &l->args.batch_sizes)) return false;
   l->args.steps = sizes.sizes[0];
-  l->args.batch_sizes = matrix.data;
   return check_batch_sizes(call, l);
 }
 
@@ -249,12 +246,10 @@ static bool output_results(struct call *call, int64_t save, struct lstm *l) {
 static bool lowrank_lstm_forward(struct call *call) {
   enum { X, WEIGHTS = 3, BATCH_SIZES = 9, SAVE = 12, ASSOCIATION };
   struct lstm l = {0};
-  struct lath_lowrank_lstm *a = &l.args;
   int64_t save;
   return take_common(call, X, WEIGHTS, BATCH_SIZES, &l) &&
          call_int_between(call, SAVE, "save", SAVE_NOTHING, SAVE_GATES, &save) && take_association(call, ASSOCIATION, &l) &&
-         output_results(call, save, &l) && call_check(call, lath_lowrank_lstm_workspace(a, &torch_host, &a->workspace_bytes)) &&
-         device_take_workspace(call, a->workspace_bytes, &a->workspace) && call_check(call, lath_lowrank_lstm(a, &torch_host));
+         output_results(call, save, &l) && device_lowrank_lstm(call, &l.args);
 }
 
 /* ---- backward ------------------------------------------------------------------------------------------------------------------ */
@@ -332,10 +327,7 @@ static bool lowrank_lstm_backward(struct call *call) {
          take_kept(call, C, "c", &l, a->hidden, false, &a->c) &&
          take_kept(call, GATES, "gates", &l, l.gates, true, &a->gates) && take_state(call, DHN, "dhn", &l, &a->dhn) &&
          take_state(call, DCN, "dcn", &l, &a->dcn) && call_int_between(call, MASK, "mask", 0, WANT_LSTM_ALL, &mask) &&
-         take_association(call, ASSOCIATION, &l) && output_gradients(call, mask, &l) &&
-         call_check(call, lath_lowrank_lstm_backward_workspace(a, &torch_host, &a->workspace_bytes)) &&
-         device_take_workspace(call, a->workspace_bytes, &a->workspace) &&
-         call_check(call, lath_lowrank_lstm_backward(a, &torch_host));
+         take_association(call, ASSOCIATION, &l) && output_gradients(call, mask, &l) && device_lowrank_lstm_backward(call, a);
 }
 
 CALL_DEFINE_ENTRY(op_lowrank_lstm_forward, "lowrank_lstm_forward", lowrank_lstm_forward, 10)

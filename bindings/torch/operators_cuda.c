@@ -10,7 +10,8 @@
 
 #define KERNEL(name, schema, key, entry) {"lath::" #name, NULL, "CUDA", entry},
 #define OPERATOR(name, schema, key, entry) {"lath::" #name, #name schema, key, entry},
-static const struct registration operators[] = {LATH_CUDA_OPERATORS(OPERATOR) LATH_SHARED_OPERATORS(KERNEL)};
+static const struct registration operators[] = {LATH_CUDA_OPERATORS(OPERATOR) LATH_SHARED_OPERATORS(KERNEL)
+                                                    LATH_LSTM_OPERATORS(KERNEL)};
 #undef OPERATOR
 #undef KERNEL
 

@@ -51,7 +51,15 @@ static bool query_sizes(struct call *call, struct tensor *tensor) {
   return true;
 }
 
-bool unpack_tensor(struct call *call, int index, const char *name, struct tensor *tensor) {
+static bool on_host(struct call *call, const char *name, AtenTensorHandle tensor) {
+  int32_t type;
+  if (aoti_torch_get_device_type(tensor, &type))
+    return call_fail(call, name, "torch does not say which device it is on; expected the CPU");
+  return type == aoti_torch_device_type_cpu() || call_fail(call, name, "got a tensor on another device, expected the CPU");
+}
+
+static bool unpack(struct call *call, int index, const char *name,
+                   bool (*on_device)(struct call *, const char *, AtenTensorHandle), struct tensor *tensor) {
   int32_t layout;
   int64_t *strides;
   *tensor = (struct tensor){.name = name, .handle = call->owned[index]};
@@ -59,12 +67,20 @@ bool unpack_tensor(struct call *call, int index, const char *name, struct tensor
   if (aoti_torch_get_layout(tensor->handle, &layout)) return fail_query(call, name);
   if (layout != codes.strided)
     return call_fail(call, name, "got a sparse or otherwise non-strided layout, expected a dense tensor (try .to_dense())");
-  if (!device_check(call, name, tensor->handle)) return false;
+  if (!on_device(call, name, tensor->handle)) return false;
   if (!query_sizes(call, tensor)) return false;
   if (aoti_torch_get_dtype(tensor->handle, &tensor->dtype_code)) return fail_query(call, name);
   if (aoti_torch_get_strides(tensor->handle, &strides)) return fail_query(call, name);
   tensor->strides = strides;
   return true;
+}
+
+bool unpack_tensor(struct call *call, int index, const char *name, struct tensor *tensor) {
+  return unpack(call, index, name, device_check, tensor);
+}
+
+bool unpack_host_tensor(struct call *call, int index, const char *name, struct tensor *tensor) {
+  return unpack(call, index, name, on_host, tensor);
 }
 
 bool unpack_absent(struct call *call, int index, const char *name, bool *absent) {
@@ -121,14 +137,32 @@ static bool collapse(const struct tensor *tensor, int64_t rows, int64_t cols, in
 }
 
 /* A contiguous copy that leaves no trace in the autograd graph. */
-static bool copy_contiguous(struct call *call, const struct tensor *tensor, AtenTensorHandle *copy) {
-  if (!call_new_tensor(call, tensor->name, tensor->dim, tensor->sizes, tensor->dtype_code, copy)) return false;
+static bool copy_to(struct call *call, const struct tensor *tensor, AtenTensorHandle *copy) {
   call_own(call, *copy);
   const bool grad_mode = aoti_torch_grad_mode_is_enabled();
   aoti_torch_grad_mode_set_enabled(false);
   const AOTITorchError error = aoti_torch_copy_(*copy, tensor->handle, 0);
   aoti_torch_grad_mode_set_enabled(grad_mode);
   return error == 0 || call_fail(call, tensor->name, "torch could not make a contiguous copy");
+}
+
+static bool copy_contiguous(struct call *call, const struct tensor *tensor, AtenTensorHandle *copy) {
+  return call_new_tensor(call, tensor->name, tensor->dim, tensor->sizes, tensor->dtype_code, copy) &&
+         copy_to(call, tensor, copy);
+}
+
+bool unpack_host_integers(struct call *call, const struct tensor *tensor, const int64_t **data) {
+  const int64_t one = 1;
+  const void *address;
+  AtenTensorHandle handle = tensor->handle;
+  if (tensor->sizes[0] > 1 && tensor->strides[0] != 1) {
+    if (aoti_torch_empty_strided(1, tensor->sizes, &one, tensor->dtype_code, aoti_torch_device_type_cpu(), 0, &handle))
+      return call_fail(call, tensor->name, "out of memory for %" PRId64 " elements", tensor->sizes[0]);
+    if (!copy_to(call, tensor, &handle)) return false;
+  }
+  if (torch_get_const_data_ptr(handle, &address)) return fail_query(call, tensor->name);
+  *data = address;
+  return true;
 }
 
 /* Extents of the matrix; its elements, at up to 8 bytes each, fit the address space. */

@@ -127,16 +127,14 @@ TENSOR_CASES = [
 ]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
-# Without a kernel for CUDA, and without one for bfloat16: lath.ops deals with both.
-CPU_ONLY = {"lowrank_lstm_forward", "lowrank_lstm_backward"}
-CUDA_CASES = [name for name in TENSOR_CASES if name not in CPU_ONLY]
+# Without a kernel for bfloat16: lath.ops deals with it.
+NOT_NARROW = {"lowrank_lstm_forward", "lowrank_lstm_backward"}
 
 every_device = pytest.mark.usefixtures("device")
 every_operator = pytest.mark.parametrize("name", TENSOR_CASES)
-every_cuda_operator = pytest.mark.parametrize("name", CUDA_CASES)
 every_operator_and_dtype = pytest.mark.parametrize(
     ("name", "dtype"),
-    [(n, d) for n in TENSOR_CASES for d in DTYPES if n not in CPU_ONLY or d != torch.bfloat16],
+    [(n, d) for n in TENSOR_CASES for d in DTYPES if n not in NOT_NARROW or d != torch.bfloat16],
     ids=lambda value: str(value).removeprefix("torch."),
 )
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
@@ -145,11 +143,6 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).remo
 def call(name: str, arguments: list) -> tuple:
     results = getattr(torch.ops.lath, name)(*arguments)
     return results if isinstance(results, tuple) else (results,)
-
-
-def skip_cpu_only(name: str) -> None:
-    if name in CPU_ONLY and torch.get_default_device().type == "cuda":
-        pytest.skip("its kernels are for the CPU")
 
 
 def argument_name(name: str, index: int) -> str:

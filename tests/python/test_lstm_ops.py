@@ -6,11 +6,14 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import lath
 import pytest
 import torch
-from lath import _lstm
+from lath import _cuda, _lstm, ops
+from lath._recurrent import LSTMCall, rows_and_macs
 from lath.ops import lowrank_lstm
 from lstm_cases import RTOL, assert_close, dense_lstm, leaves, packed, samples, weights
 from operator_cases import NONE, OperatorLog, lstm_backward_arguments, lstm_operands, random
@@ -390,6 +393,47 @@ def test_routes_agree(layout, reverse, in_rank):
     dx, dh0, dc0, dv_in, *others = _lstm.composite_grads(dys, x, *state, *numbers)
     grads = [dx, *([] if dv_in is None else [dv_in]), *others, dh0, dc0]
     assert_close(grads, list(expected_grads), torch.float64)
+
+
+ROUTES = {
+    "saves": ((torch.float32, 256, 51, 0, True), "steps"),
+    "just saves": ((torch.float32, 1024, 819, 0, True), "steps"),
+    "saves nothing": ((torch.float32, 1000, 800, 0, True), "library"),
+    "cuDNN keeps the weights": ((torch.float32, 192, 20, 0, True), "library"),
+    "it does not in double": ((torch.float64, 192, 20, 0, True), "steps"),
+    "narrow": ((torch.bfloat16, 1024, 51, 0, True), "library"),
+    "no kernels": ((torch.float32, 1024, 51, 0, False), "library"),
+    "asked for factors": ((torch.float32, 64, 60, 1, True), "steps"),
+    "asked for merged ones": ((torch.float32, 1024, 51, 2, True), "library"),
+}
+
+
+@pytest.mark.parametrize("case", ROUTES)
+def test_route_on_cuda(case):
+    arguments, route = ROUTES[case]
+    assert _lstm.cuda_route(*arguments) == route
+
+
+def test_autocast_leaves_cuda_to_the_library(monkeypatch):
+    """Without a GPU: what the route asks of x is whether and where it is."""
+    monkeypatch.setattr(_cuda, "status", _cuda.Status(Path("liblath_cuda.so"), ""))
+    x = SimpleNamespace(is_cuda=True, dtype=torch.float32)
+    w = _lstm.Weights(*weights(5, 256, 51, 2, torch.float32))
+    assert ops._lstm_route(x, w, 0) == "steps"
+    x.is_cuda = False
+    assert ops._lstm_route(x, w, 0) == "library"
+    x.is_cuda = True
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+    assert ops._lstm_route(x, w, 0) == "library"
+
+
+@pytest.mark.parametrize(("hidden", "kernel"), [(256, "steps"), (128, "library")])
+def test_report_names_the_route_on_cuda(hidden, kernel, monkeypatch):
+    monkeypatch.setattr(_cuda, "status", _cuda.Status(Path("liblath_cuda.so"), ""))
+    lstm = lath.nn.LowRankLSTM(8, hidden, 25, num_layers=2, input_rank=(0, 25))
+    call = LSTMCall((6, 3, 8), torch.float32, torch.device("cuda"))
+    rows, macs, dense, name = rows_and_macs(lstm, [call])
+    assert (rows, name, macs < dense) == (18, kernel, kernel == "steps")
 
 
 def test_library_without_a_step_to_take():

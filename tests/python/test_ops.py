@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from operator_cases import CUDA_OPERATORS, every_device, skip_cpu_only
+from operator_cases import CUDA_OPERATORS, every_device
 from oracles import DTYPES, assert_close_lowrank, lowrank
 
 NONE = torch.empty(0)
@@ -168,7 +168,6 @@ def test_every_operator_has_samples():
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_opcheck(name):
-    skip_cpu_only(name)
     operator = getattr(ops, name).default
     for args in SAMPLES[name]():
         torch.library.opcheck(

@@ -2,7 +2,8 @@
 """One low-rank LSTM layer in one direction, in torch operators.
 
 :func:`composite` and :func:`composite_grads` loop over the steps; autograd can follow both, so they serve second
-derivatives and forward mode. :func:`library` hands the merged weights to torch's own LSTM and serves CUDA.
+derivatives and forward mode. :func:`library` hands the merged weights to torch's own LSTM; :func:`cuda_route` says when
+that serves CUDA, and when lath's own kernels do.
 """
 
 from __future__ import annotations
@@ -24,6 +25,31 @@ class Weights(NamedTuple):
     u: Tensor
     bias_in: Tensor | None
     bias: Tensor | None
+
+
+# Up to this hidden size cuDNN keeps dense float32 weights on the chip for all steps (docs/cuda.md).
+_KEPT_BY_CUDNN = 192
+
+
+def cuda_route(dtype: torch.dtype, hidden: int, rank: int, association: int, served: bool) -> str:
+    """What runs a layer on CUDA: "steps", lath's own kernels, or "library".
+
+    Args:
+        dtype: of x.
+        hidden: units.
+        rank: of the recurrent factors, without a projection or merged with it.
+        association: code of the operators; a forced one settles the route.
+        served: whether the operators have kernels for CUDA here.
+    """
+    if not served or dtype not in (torch.float32, torch.float64):
+        return "library"
+    if association != 0:
+        return "steps" if association == 1 else "library"
+    saves = (
+        rank * 5 * hidden < 4 * hidden * hidden
+    )  # multiply-adds of a sample's step, which nothing can be hoisted from
+    on_chip = dtype == torch.float32 and hidden <= _KEPT_BY_CUDNN
+    return "steps" if saves and not on_chip else "library"
 
 
 class Layout(NamedTuple):

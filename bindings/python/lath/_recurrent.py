@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from . import _cuda
+from ._lstm import cuda_route
 from .factor import Decomposition, break_even_rank
 from .nn import LowRankLSTM
 from .specs import LowRank
@@ -130,15 +132,24 @@ class LSTMCall:
         return cls(tuple(data.shape), data.dtype, data.device)
 
 
+def _on_steps(module: LowRankLSTM, dtype: torch.dtype) -> bool:
+    """Whether lath's own kernels run every layer on CUDA; a mixed one is counted as torch's."""
+    ranks = [min(rank, module.proj_size) if module.proj_size else rank for rank in module.ranks]
+    served = _cuda.status.loaded
+    return all(cuda_route(dtype, module.hidden_size, rank, 0, served) == "steps" for rank in ranks)
+
+
 def rows_and_macs(module: nn.Module, calls: list[LSTMCall]) -> tuple[int, int, int, str]:
     """Rows, multiply-adds, those of the dense layer, and the kernel of the first call."""
     rows = sum(math.prod(call.x_shape[:-1]) for call in calls)
     dense = rows * dense_numel(module)
     if not isinstance(module, LowRankLSTM):
         return rows, dense, dense, "dense"
-    if calls[0].device.type == "cuda":
+    if calls[0].device.type == "cuda" and not _on_steps(module, calls[0].dtype):
         merging = sum(4 * module.hidden_size * pair.rank * pair.in_size for pair in module.pairs())
         return rows, dense + len(calls) * merging, dense, "library"
+    if calls[0].device.type == "cuda":
+        return rows, rows * macs_of_a_row(module) + len(calls) * _macs_of_a_call(module), dense, "steps"
     kernel = "plain" if calls[0].dtype == torch.float64 else "fused"
     if all(rank == 0 or _is_merged(columns, rank, 4 * module.hidden_size) for columns, rank in _products(module)):
         kernel = "merged"

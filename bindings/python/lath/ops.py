@@ -300,7 +300,8 @@ def lowrank_lstm(
         step of each sample. In the type of x; under autocast in the autocast type.
 
     On the CPU, float32 is computed by lath's own kernel, float64 in plain loops, bfloat16 and float16 in float32. On
-    CUDA torch's LSTM takes the merged weights.
+    CUDA lath's own kernels compute float32 and float64 where the recurrent factors save multiply-adds; elsewhere, under
+    autocast and in narrower types torch's LSTM takes the merged weights.
 
     Raises:
         RuntimeError: a shape, dtype, layout or device does not fit.
@@ -575,12 +576,19 @@ def _project_lstm(x, h0, c0, projection, *rest) -> tuple[Tensor, Tensor, Tensor]
     return y if turn is None else turn(y), hn, cn
 
 
+def _lstm_route(x: Tensor, weights: _lstm.Weights, code: int) -> str:
+    """Of a layer that is not on the CPU."""
+    served = x.is_cuda and _cuda.status.loaded and not torch.is_autocast_enabled("cuda")
+    gates, rank = weights.u.shape[0], weights.u.shape[-1]
+    return _lstm.cuda_route(x.dtype, gates // 4, rank, code, served)
+
+
 def _run_lstm(
     x, h0, c0, weights: _lstm.Weights, batch_sizes, reverse: bool, batch_first: bool, code: int, keep_gates: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     if _forward_ad._current_level >= 0 or _in_traced_functorch():
         return _lstm.composite(x, h0, c0, weights, _lstm.Layout.of(batch_sizes, reverse, batch_first))
-    if not (x.is_cpu or x.is_meta):
+    if not (x.is_cpu or x.is_meta) and _lstm_route(x, weights, code) == "library":
         return _lstm.library(x, h0, c0, weights, batch_sizes, reverse, batch_first)
     if h0 is None and batch_sizes is not None:
         h0 = x.new_zeros((int(batch_sizes[0]) if batch_sizes.numel() else 0, weights.v.shape[-1]))
