@@ -10,10 +10,10 @@
 
 /* ---- buffers -------------------------------------------------------------------------------------------------------------- */
 
-static int64_t count_chunks(const struct lath_lowrank_lstm *a) {
+static int64_t count_chunks(const struct lath_lowrank_lstm *a, int64_t most) {
   int64_t chunks = 0;
   for (struct lath_cuda_lstm_step s = lath_cuda_lstm_first(a, 1); s.rows > 0; chunks++) {
-    const struct lath_cuda_lstm_chunk chunk = lath_cuda_lstm_chunk(a, s, 1);
+    const struct lath_cuda_lstm_chunk chunk = lath_cuda_lstm_chunk(a, s, most, 1);
     for (int64_t i = 0; i < chunk.steps; i++) s = lath_cuda_lstm_before(a, s);
   }
   return chunks > 0 ? chunks : 1;
@@ -34,8 +34,8 @@ static void take(struct lath_cuda_lstm_gradients *g, struct lath_arena *arena) {
 
 static lath_status prepare(struct lath_cuda_lstm_gradients *g, const struct lath_lowrank_lstm *a, const struct lath_cuda *cuda,
                            struct lath_arena *arena) {
-  LATH_TRY(lath_cuda_lstm_plan(a, cuda, &g->l));
-  g->chunks = count_chunks(a);
+  LATH_TRY(lath_cuda_lstm_plan(a, cuda, 1, &g->l));
+  g->chunks = count_chunks(a, g->l.most);
   take(g, arena);
   return LATH_OK;
 }
@@ -160,7 +160,7 @@ static lath_status run(const struct lath_cuda_lstm_gradients *g, struct lath_cud
   struct incoming after = {NULL, 0};
   for (int64_t number = 0; number < g->chunks; number++) {
     struct lath_cuda_lstm_part_of part = {
-        .chunk = lath_cuda_lstm_chunk(g->l.a, s, 1), .number = number, .da = g->da[number % 2]};
+        .chunk = lath_cuda_lstm_chunk(g->l.a, s, g->l.most, 1), .number = number, .da = g->da[number % 2]};
     LATH_TRY(lath_cuda_lstm_begin_chunk(g, &part, cuda));
     LATH_TRY(run_steps(g, &part, &s, &after, cuda));
     LATH_TRY(lath_cuda_lstm_end_chunk(g, &part, cuda));

@@ -25,11 +25,11 @@ static void take(struct forward *f, struct lath_arena *arena) {
   struct lath_cuda_lstm *l = &f->l;
   const struct lath_lowrank_lstm *a = l->a;
   lath_cuda_lstm_take_inputs(l, arena);
-  if (l->hidden.factored) {
+  if (l->hidden.factored && !l->resident) {
     if (!is_aligned(a->v, a->hidden)) f->v = lath_cuda_take(arena, a->dtype, a->rank, l->s_h);
     if (!is_aligned(a->u, a->rank)) f->u = lath_cuda_take(arena, a->dtype, l->gates, l->s_p);
     f->p = lath_cuda_take(arena, a->dtype, a->batch, l->s_p);
-  } else {
+  } else if (!l->resident) {
     f->u = lath_cuda_take(arena, a->dtype, l->gates, l->s_h);
   }
   f->h[0] = f->h[1] = lath_cuda_take(arena, a->dtype, a->batch, l->s_h);
@@ -43,7 +43,7 @@ lath_status lath_cuda_lowrank_lstm_workspace(const struct lath_lowrank_lstm *a, 
   struct lath_arena arena = lath_arena_on(NULL);
   if (!a || !cuda || !bytes) return LATH_INVALID_ARGUMENT;
   LATH_TRY(lath_cuda_lstm_check(a, 0));
-  LATH_TRY(lath_cuda_lstm_plan(a, cuda, &f.l));
+  LATH_TRY(lath_cuda_lstm_plan(a, cuda, 0, &f.l));
   take(&f, &arena);
   return lath_cuda_taken(&arena, bytes);
 }
@@ -65,6 +65,7 @@ static lath_status prepare_weights(const struct forward *f, struct lath_cuda *cu
   const struct lath_cuda_lstm *l = &f->l;
   const struct lath_lowrank_lstm *a = l->a;
   LATH_TRY(lath_cuda_lstm_merge_inputs(l, cuda));
+  if (l->resident) return LATH_OK;
   if (!l->hidden.factored) return merge(f, cuda);
   if (f->v) LATH_TRY(lath_cuda_lstm_fill(a->dtype, a->rank, a->hidden, a->v, l->s_h, f->v, cuda));
   if (f->u) LATH_TRY(lath_cuda_lstm_fill(a->dtype, l->gates, a->rank, a->u, l->s_p, f->u, cuda));
@@ -97,21 +98,21 @@ static lath_status project(const struct forward *f, struct lath_cuda_lstm_step s
                            lath_cuda_lstm_project(a->dtype, &product, f->p, l->s_p, l->device.multiprocessors, cuda->stream));
 }
 
-/* `number` of the step decides which buffer of h is read. */
-static lath_status run_cells(const struct forward *f, struct lath_cuda_lstm_step s, int number, void *start,
+/* `buffer` is the one of h that is read. */
+static lath_status run_cells(const struct forward *f, struct lath_cuda_lstm_step s, int buffer, void *start,
                              struct lath_cuda *cuda) {
   const struct lath_cuda_lstm *l = &f->l;
   const struct lath_lowrank_lstm *a = l->a;
   const struct lath_cuda_lstm_product factored = {
       s.rows, l->gates, a->rank, f->p, f->u ? f->u : a->u, l->s_p, f->u ? l->s_p : a->rank};
-  const struct lath_cuda_lstm_product merged = {s.rows, l->gates, a->hidden, f->h[number % 2], f->u, l->s_h, l->s_h};
+  const struct lath_cuda_lstm_product merged = {s.rows, l->gates, a->hidden, f->h[buffer], f->u, l->s_h, l->s_h};
   const struct lath_cuda_lstm_cells cells = {
       .hidden = a->hidden,
       .start = start,
       .bias_in = a->bias_in,
       .bias = a->bias,
       .c = f->c,
-      .h = f->h[(number + 1) % 2],
+      .h = f->h[1 - buffer],
       .s_h = l->s_h,
       .y = lath_cuda_lstm_element(a->dtype, a->y, lath_cuda_lstm_offset(a, s, a->s_y_step, a->s_y_row)),
       .s_y = a->s_y_row,
@@ -124,21 +125,61 @@ static lath_status run_cells(const struct forward *f, struct lath_cuda_lstm_step
                                                       l->device.multiprocessors, cuda->stream));
 }
 
+/* The steps of a chunk in one launch. */
+static lath_status run_resident(const struct forward *f, const struct lath_cuda_lstm_chunk *chunk, const void *start,
+                                struct lath_cuda *cuda) {
+  const struct lath_cuda_lstm *l = &f->l;
+  const struct lath_lowrank_lstm *a = l->a;
+  const struct lath_cuda_lstm_resident resident = {
+      .steps = chunk->steps,
+      .batch = a->batch,
+      .hidden = a->hidden,
+      .rank = a->rank,
+      .reverse = a->reverse,
+      .v = a->v,
+      .u = a->u,
+      .start = start,
+      .bias_in = a->bias_in,
+      .bias = a->bias,
+      .h = f->h[0],
+      .c = f->c,
+      .s_h = l->s_h,
+      .y = lath_cuda_lstm_element(a->dtype, a->y, chunk->from.t * a->s_y_step),
+      .s_y_step = a->s_y_step,
+      .s_y_row = a->s_y_row,
+      .c_kept = lath_cuda_lstm_element(a->dtype, a->c, chunk->from.row * a->hidden),
+      .gates = lath_cuda_lstm_element(a->dtype, a->gates, chunk->from.row * l->gates),
+      .hn = a->hn,
+  };
+  return lath_device_check(cuda, lath_cuda_lstm_run_resident(&resident, l->resident, cuda->device, &l->device, cuda->stream));
+}
+
+/* One after the other. `number` is that of the first one, in order. */
+static lath_status run_steps(const struct forward *f, const struct lath_cuda_lstm_chunk *chunk, struct lath_cuda_lstm_step s,
+                             int64_t number, void *start, struct lath_cuda *cuda) {
+  const struct lath_cuda_lstm *l = &f->l;
+  const struct lath_lowrank_lstm *a = l->a;
+  for (int64_t i = 0; i < chunk->steps; i++, s = lath_cuda_lstm_after(a, s)) {
+    void *of_step = lath_cuda_lstm_element(a->dtype, start, (s.row - chunk->from.row) * l->gates);
+    if (l->hidden.factored) LATH_TRY(project(f, s, cuda));
+    LATH_TRY(run_cells(f, s, (int)((number + i) % 2), of_step, cuda));
+  }
+  return LATH_OK;
+}
+
 static lath_status run(const struct forward *f, struct lath_cuda *cuda) {
   const struct lath_cuda_lstm *l = &f->l;
   const struct lath_lowrank_lstm *a = l->a;
-  int number = 0;
-  for (struct lath_cuda_lstm_step s = lath_cuda_lstm_first(a, 0); s.rows > 0;) {
-    const struct lath_cuda_lstm_chunk chunk = lath_cuda_lstm_chunk(a, s, 0);
+  struct lath_cuda_lstm_step s = lath_cuda_lstm_first(a, 0);
+  for (int64_t number = 0; s.rows > 0;) {
+    const struct lath_cuda_lstm_chunk chunk = lath_cuda_lstm_chunk(a, s, l->most, 0);
     const void *x;
     int64_t s_x;
-    char *start = a->gates ? lath_cuda_lstm_element(a->dtype, a->gates, chunk.from.row * l->gates) : f->start;
+    void *start = a->gates ? lath_cuda_lstm_element(a->dtype, a->gates, chunk.from.row * l->gates) : f->start;
     LATH_TRY(lath_cuda_lstm_rows_of_x(l, &chunk, &x, &s_x, cuda));
     LATH_TRY(lath_cuda_lstm_start(l, &chunk, x, s_x, start, cuda));
-    for (int64_t i = 0; i < chunk.steps; i++, s = lath_cuda_lstm_after(a, s), number++) {
-      if (l->hidden.factored) LATH_TRY(project(f, s, cuda));
-      LATH_TRY(run_cells(f, s, number, lath_cuda_lstm_element(a->dtype, start, (s.row - chunk.from.row) * l->gates), cuda));
-    }
+    LATH_TRY(l->resident ? run_resident(f, &chunk, start, cuda) : run_steps(f, &chunk, s, number, start, cuda));
+    for (int64_t i = 0; i < chunk.steps; i++, number++) s = lath_cuda_lstm_after(a, s);
   }
   return LATH_OK;
 }
@@ -150,7 +191,7 @@ lath_status lath_cuda_lowrank_lstm(const struct lath_lowrank_lstm *a, struct lat
   LATH_TRY(lath_check_workspace(a->workspace, a->workspace_bytes, bytes));
   struct lath_arena arena = lath_arena_on(a->workspace);
   cuda->error = 0;
-  LATH_TRY(lath_cuda_lstm_plan(a, cuda, &f.l));
+  LATH_TRY(lath_cuda_lstm_plan(a, cuda, 0, &f.l));
   take(&f, &arena);
   LATH_TRY(prepare_weights(&f, cuda));
   LATH_TRY(prepare_states(&f, cuda));

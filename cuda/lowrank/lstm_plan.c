@@ -10,6 +10,8 @@
 #define STEP_OPERATIONS 250.0
 #define LIBRARY_OPERATIONS 380.0
 #define TILE_SAMPLES 16
+#define RESIDENT_NS 400.0
+#define RESIDENT_OPERATIONS 220.0
 
 /* ---- steps --------------------------------------------------------------------------------------------------------------- */
 
@@ -26,10 +28,10 @@ struct lath_cuda_lstm_step lath_cuda_lstm_first(const struct lath_lowrank_lstm *
 }
 
 struct lath_cuda_lstm_chunk lath_cuda_lstm_chunk(const struct lath_lowrank_lstm *a, struct lath_cuda_lstm_step first,
-                                                 int back) {
+                                                 int64_t most, int back) {
   struct lath_cuda_lstm_chunk chunk = {.from = first};
   for (struct lath_cuda_lstm_step s = first; s.rows > 0; s = back ? lath_cuda_lstm_before(a, s) : lath_cuda_lstm_after(a, s)) {
-    if (chunk.steps > 0 && chunk.rows + s.rows > LATH_CUDA_LSTM_CHUNK) break;
+    if (chunk.steps > 0 && chunk.rows + s.rows > most) break;
     chunk.steps++;
     chunk.rows += s.rows;
     if (s.t < chunk.from.t) chunk.from = s;
@@ -37,8 +39,8 @@ struct lath_cuda_lstm_chunk lath_cuda_lstm_chunk(const struct lath_lowrank_lstm 
   return chunk;
 }
 
-int64_t lath_cuda_lstm_chunk_rows(const struct lath_lowrank_lstm *a) {
-  const int64_t rows = lath_cuda_lstm_rows(a), least = a->batch > LATH_CUDA_LSTM_CHUNK ? a->batch : LATH_CUDA_LSTM_CHUNK;
+int64_t lath_cuda_lstm_chunk_rows(const struct lath_lowrank_lstm *a, int64_t most) {
+  const int64_t rows = lath_cuda_lstm_rows(a), least = a->batch > most ? a->batch : most;
   return rows < least ? rows : least;
 }
 
@@ -58,25 +60,50 @@ static double step_time(const struct lath_cuda_lstm *l, int launches, double num
   return launches * LAUNCH_NS + (compute > load ? compute : load) / l->device.multiprocessors;
 }
 
-/* Merging saves a launch in each step, and costs a product per call. */
-static int is_recurrent_factored(const struct lath_cuda_lstm *l) {
+/* Of all steps, through the factors or through their product. Merging saves a launch in each step, and costs a product per call. */
+static double steps_time(const struct lath_cuda_lstm *l, int factored) {
   const struct lath_lowrank_lstm *a = l->a;
   const double gates = (double)l->gates, hidden = (double)a->hidden, rank = (double)a->rank, steps = (double)a->steps;
+  if (factored) return steps * step_time(l, 2, rank * (gates + hidden));
   const double merge = LAUNCH_NS + 2.0 * gates * hidden * rank / (LIBRARY_OPERATIONS * l->device.multiprocessors);
-  return steps * step_time(l, 2, rank * (gates + hidden)) <= merge + steps * step_time(l, 1, gates * hidden);
+  return merge + steps * step_time(l, 1, gates * hidden);
 }
 
-lath_status lath_cuda_lstm_plan(const struct lath_lowrank_lstm *a, const struct lath_cuda *cuda, struct lath_cuda_lstm *l) {
+/* Of all steps in one launch: as many waves of blocks as the multiprocessors need, which hold one each. */
+static double resident_time(const struct lath_cuda_lstm *l, int samples) {
+  const struct lath_lowrank_lstm *a = l->a;
+  const double waves = (double)lath_blocks(lath_blocks(a->batch, samples), l->device.multiprocessors);
+  const double operations = 2.0 * samples * (double)a->rank * (double)(l->gates + a->hidden);
+  return (double)a->steps * waves * (RESIDENT_NS + operations / RESIDENT_OPERATIONS);
+}
+
+/* Samples of a block that runs through all steps; 0 where that cannot be done, or takes longer. */
+static int choose_resident(const struct lath_cuda_lstm *l) {
+  const struct lath_lowrank_lstm *a = l->a;
+  if (a->dtype != LATH_F32 || a->batch_sizes || a->association == LATH_MERGED || a->batch == 0) return 0;
+  const int samples = lath_cuda_lstm_samples_resident(a->hidden, a->rank, a->batch, &l->device),
+            forced = lath_cuda_forced_route();
+  if (samples == 0 || forced == LATH_LOWRANK_FUSED) return samples;
+  if (forced == LATH_LOWRANK_PRODUCTS) return 0;
+  const double factored = steps_time(l, 1), merged = steps_time(l, 0);
+  const double others = a->association == LATH_FACTORED || factored < merged ? factored : merged;
+  return resident_time(l, samples) < others ? samples : 0;
+}
+
+lath_status lath_cuda_lstm_plan(const struct lath_lowrank_lstm *a, const struct lath_cuda *cuda, int backward,
+                                struct lath_cuda_lstm *l) {
   *l = (struct lath_cuda_lstm){.a = a, .gates = 4 * a->hidden};
   if (lath_device(cuda->device, &l->device)) return LATH_DEVICE_FAILED;
+  const int is_auto = a->association == LATH_AUTO, factored = a->association == LATH_FACTORED;
   l->rows = lath_cuda_lstm_rows(a);
-  l->chunk = lath_cuda_lstm_chunk_rows(a);
   l->s_h = lath_cuda_lstm_padded(a->hidden);
   l->s_p = lath_cuda_lstm_padded(a->rank);
   l->hidden = (struct lath_cuda_lstm_part){.from = a->hidden, .rank = a->rank, .v = a->v, .u = a->u};
   l->input = (struct lath_cuda_lstm_part){.from = a->in, .rank = a->in_rank, .v = a->v_in, .u = a->u_in};
-  const int is_auto = a->association == LATH_AUTO, factored = a->association == LATH_FACTORED;
-  l->hidden.factored = is_auto ? is_recurrent_factored(l) : factored;
+  l->resident = backward ? 0 : choose_resident(l);
+  l->hidden.factored = l->resident || (is_auto ? steps_time(l, 1) <= steps_time(l, 0) : factored);
   l->input.factored = a->in_rank > 0 && (is_auto ? is_input_factored(a, l->rows) : factored);
+  l->most = l->resident ? LATH_CUDA_LSTM_LONG_CHUNK : LATH_CUDA_LSTM_CHUNK;
+  l->chunk = lath_cuda_lstm_chunk_rows(a, l->most);
   return LATH_OK;
 }

@@ -56,8 +56,9 @@ int64_t lath_cuda_lstm_rows(const struct lath_lowrank_lstm *args); /* of all ste
 struct lath_cuda_lstm_step lath_cuda_lstm_first(const struct lath_lowrank_lstm *args,
                                                 int last); /* in order; with `last` the last one */
 
-/* Neighbouring steps, as many as have LATH_CUDA_LSTM_CHUNK rows together, but one at least. */
+/* Neighbouring steps, as many as have `most` rows together, but one at least. */
 #define LATH_CUDA_LSTM_CHUNK 2048
+#define LATH_CUDA_LSTM_LONG_CHUNK 16384 /* where each chunk brings the weights in again */
 
 struct lath_cuda_lstm_chunk {
   struct lath_cuda_lstm_step from; /* the one with the smallest t */
@@ -66,8 +67,8 @@ struct lath_cuda_lstm_chunk {
 
 /* From `first` on, which is the first one that is taken in the forward, and in the backward (`back`) the last one. */
 struct lath_cuda_lstm_chunk lath_cuda_lstm_chunk(const struct lath_lowrank_lstm *args, struct lath_cuda_lstm_step first,
-                                                 int back);
-int64_t lath_cuda_lstm_chunk_rows(const struct lath_lowrank_lstm *args); /* the most that a chunk has */
+                                                 int64_t most, int back);
+int64_t lath_cuda_lstm_chunk_rows(const struct lath_lowrank_lstm *args, int64_t most); /* the most that a chunk has */
 
 /* ---- how a call is carried out (lstm_plan.c) ------------------------------------------------------------------------------ */
 
@@ -82,15 +83,16 @@ struct lath_cuda_lstm {
   const struct lath_lowrank_lstm *a;
   struct lath_device device;
   struct lath_cuda_lstm_part hidden, input;
-  int64_t gates;          /* 4 hidden */
-  int64_t s_h, s_p;       /* between rows of h and of p as steps read them */
-  int64_t rows, chunk;    /* of all steps; at most in a chunk */
-  void *x, *px, *dense_x; /* of a chunk: x in rows, if it does not lie so; x v_in^T, if factored; u_in v_in, if merged */
+  int resident;              /* forward: samples of a block that takes them through all steps of a chunk; 0: step by step */
+  int64_t gates;             /* 4 hidden */
+  int64_t s_h, s_p;          /* between rows of h and of p as steps read them */
+  int64_t rows, most, chunk; /* of all steps; that a chunk may have, unless a step has more; that one has */
+  void *x, *px, *dense_x;    /* of a chunk: x in rows, if it does not lie so; x v_in^T, if factored; u_in v_in, if merged */
 };
 
 static inline int lath_cuda_lstm_is_merged(const struct lath_cuda_lstm_part *p) { return p->rank > 0 && !p->factored; }
 
-lath_status lath_cuda_lstm_plan(const struct lath_lowrank_lstm *args, const struct lath_cuda *cuda,
+lath_status lath_cuda_lstm_plan(const struct lath_lowrank_lstm *args, const struct lath_cuda *cuda, int backward,
                                 struct lath_cuda_lstm *plan);
 
 /* ---- products of all rows of a chunk (lstm_inputs.c) ---------------------------------------------------------------------- */
@@ -215,6 +217,29 @@ struct lath_cuda_lstm_cells_back {
 /* product: as many samples as `known` and `m` say at most, n = hidden. `known` 0: it is not formed. */
 int lath_cuda_lstm_cells_back(lath_dtype dtype, const struct lath_cuda_lstm_product *product,
                               const struct lath_cuda_lstm_cells_back *cells, int multiprocessors, void *stream);
+
+/* ---- all steps at once (lstm_resident.cu) ----------------------------------------------------------------------------------- */
+
+/* The steps of one chunk of a sequence that is not packed, in F32. */
+struct lath_cuda_lstm_resident {
+  int64_t steps, batch, hidden, rank;
+  int reverse;
+  const float *v, *u;          /* (rank, hidden), (4 hidden, rank) */
+  const float *start;          /* (steps batch, 4 hidden); may be `gates` */
+  const float *bias_in, *bias; /* (4 hidden), or NULL */
+  float *h, *c;                /* the state: (batch, hidden), rows of h s_h apart */
+  int64_t s_h;
+  float *y; /* of the step with the smallest t, as what follows; NULL: none */
+  int64_t s_y_step, s_y_row;
+  float *c_kept, *gates; /* (steps batch, hidden), (steps batch, 4 hidden), or NULL */
+  float *hn;             /* (batch, hidden), or NULL */
+};
+
+/* Samples that a block takes; 0 where the factors do not fit a multiprocessor, or a thread for each gate a block. */
+int lath_cuda_lstm_samples_resident(int64_t hidden, int64_t rank, int64_t batch, const struct lath_device *device);
+
+int lath_cuda_lstm_run_resident(const struct lath_cuda_lstm_resident *resident, int samples, int ordinal,
+                                const struct lath_device *device, void *stream);
 
 #ifdef __cplusplus
 }

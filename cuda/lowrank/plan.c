@@ -32,6 +32,7 @@
 static _Thread_local int forced = -1;
 
 void lath_cuda_force_route(int kernel) { forced = kernel; }
+int lath_cuda_forced_route(void) { return forced; }
 
 struct times {
   const struct lath_lowrank_linear *a;

@@ -61,6 +61,9 @@ struct lath_cuda_choice {
 lath_status lath_cuda_choose(const struct lath_lowrank_linear *args, const struct lath_cuda *cuda, int backward,
                              struct lath_cuda_choice *choice);
 
+/* What lath_cuda_force_route() was called with in this thread. */
+int lath_cuda_forced_route(void);
+
 /* The two calls of the fused kernel that a low-rank layer makes. */
 struct lath_fused lath_fused_forward(const struct lath_lowrank_linear *args);
 struct lath_fused lath_fused_dx(const struct lath_lowrank_linear *args, void *dp);

@@ -14,6 +14,9 @@ namespace {
 const LstmShape kOrdinary = LstmShape().Sizes(6, 19).Ranks(4, 7).Sequence(5, 21);
 const LstmShape kPacked = LstmShape().Sizes(17, 16).Ranks(0, 5).Packed({21, 21, 20, 9, 3, 3, 1});
 
+// As planned, step by step, and all steps in one launch where that can be done.
+constexpr int kRoutesOfSteps[] = {kPlanned, LATH_LOWRANK_PRODUCTS, LATH_LOWRANK_FUSED};
+
 class LstmForward : public testing::Test {
  protected:
   void TearDown() override { emulator_order(0); }
@@ -34,6 +37,7 @@ class LstmForward : public testing::Test {
     LstmDeviceOptions options;
     options.association = kAssociations[choices.Below(3)];
     options.blas = choices.OneIn(2);
+    options.route = kRoutesOfSteps[choices.Below(3)];
     options.sequence = DrawSequence(&choices);
     options.state.misalignment = choices.Below(3);
     options.workspace_misalignment = choices.OneIn(2) ? lath_dtype_size(dtype) : 0;
@@ -201,11 +205,12 @@ TEST_F(LstmForward, LargeInputsSaturate) {
 }
 
 TEST_F(LstmForward, OrdersDoNotChangeABit) {
-  for (const LstmShape &shape : {kOrdinary.Sizes(6, 140), kPacked}) {
+  for (const LstmShape &shape : {kOrdinary.Sizes(6, 140), kOrdinary.Sizes(6, 16).Ranks(0, 23), kPacked}) {
     for (const lath_association association : {LATH_FACTORED, LATH_MERGED}) {
       LstmDeviceOptions options;
       options.association = association;
       options.blas = false;
+      options.route = LATH_LOWRANK_FUSED;
       const LstmInputs inputs(LATH_F32, shape, 15);
       const LstmRun first = LstmForwardOnDevice(inputs, options);
       EachOrder([&](unsigned seed) {
@@ -215,12 +220,84 @@ TEST_F(LstmForward, OrdersDoNotChangeABit) {
   }
 }
 
+// ---- all steps in one launch --------------------------------------------------------------------------------------------
+
+// Ranks around what is kept in registers, one sample and two in a block, with and without one that is left over.
+TEST_F(LstmForward, FactorsInOneMultiprocessorAreRight) {
+  Choices choices(41);
+  for (const int64_t hidden : {8, 24, 64, 256}) {
+    for (const int64_t rank : {1, 19, 20, 21, 50}) {
+      for (const int64_t batch : {int64_t{1}, int64_t{3}, hidden == 8 ? int64_t{133} : int64_t{5}}) {
+        const uint32_t seed = choices.Next();
+        if (LeftOut(seed)) continue;
+        emulator_order(seed % 4);
+        LstmDeviceOptions options;
+        options.route = LATH_LOWRANK_FUSED;
+        options.sequence = DrawSequence(&choices);
+        options.state.misalignment = choices.Below(3);
+        Layout weights;
+        weights.misalignment = choices.Below(3);
+        const LstmShape shape = LstmShape().Sizes(5, hidden).Ranks(choices.From({0, 3}), rank).Sequence(3, batch);
+        const unsigned present = choices.OneIn(2) ? kAllOptional : static_cast<unsigned>(choices.Below(128));
+        const unsigned outputs = choices.OneIn(2) ? kAllOutputs : static_cast<unsigned>(choices.Below(32));
+        const LstmInputs inputs(LATH_F32, shape.Reverse(choices.OneIn(2)), seed, present, DrawSequence(&choices), {}, weights);
+        EXPECT_TRUE(Right(inputs, options, outputs));
+      }
+    }
+  }
+}
+
+TEST_F(LstmForward, TheStateGoesFromOneLongChunkToTheNext) {
+  if (kLeg == Leg::kThread) GTEST_SKIP() << "thousands of blocks";
+  for (const bool reverse : {false, true}) {
+    LstmDeviceOptions options;
+    options.route = LATH_LOWRANK_FUSED;
+    const LstmShape shape = LstmShape().Sizes(2, 8).Ranks(0, 2).Sequence(5, 4000).Reverse(reverse);
+    EXPECT_TRUE(Right(LstmInputs(LATH_F32, shape, 43), options));
+  }
+}
+
+TEST_F(LstmForward, NanStaysInItsSampleOfABlock) {
+  LstmDeviceOptions options;
+  options.route = LATH_LOWRANK_FUSED;
+  const LstmShape shape = LstmShape().Sizes(4, 8).Ranks(0, 3).Sequence(2, 140);
+  LstmInputs inputs(LATH_F32, shape, 44);
+  const LstmRun clean = LstmForwardOnDevice(inputs, options);
+  inputs.h0.Set(7, 3, std::numeric_limits<double>::quiet_NaN());
+  const LstmRun run = LstmForwardOnDevice(inputs, options);
+  for (int64_t b = 0; b < shape.batch; ++b) {
+    const double h = run.hn.Get(b, 0);
+    EXPECT_TRUE(b == 7 ? std::isnan(h) : h == clean.hn.Get(b, 0)) << b;
+  }
+}
+
 #if !defined(LATH_TESTS_ON_GPU)
+TEST_F(LstmForward, OneLaunchServesAllSteps) {
+  LstmDeviceOptions options;
+  const auto launches = [&](const LstmShape &shape) {
+    const LstmInputs inputs(LATH_F32, shape, 16);
+    const long before = emulator_launches();
+    EXPECT_TRUE(Completed(LstmForwardOnDevice(inputs, options)));
+    return emulator_launches() - before;
+  };
+  const LstmShape fits = LstmShape().Sizes(6, 64).Ranks(0, 13), too_wide = fits.Sizes(6, 264), odd = fits.Sizes(6, 60);
+  for (const int route : {kPlanned, static_cast<int>(LATH_LOWRANK_FUSED)}) {
+    options.route = route;
+    EXPECT_EQ(launches(fits.Sequence(12, 3)), launches(fits.Sequence(4, 3)));
+    for (const LstmShape &shape : {too_wide, odd}) {
+      EXPECT_GE(launches(shape.Sequence(12, 3)), 8 + launches(shape.Sequence(4, 3)));
+    }
+  }
+  options.route = LATH_LOWRANK_PRODUCTS;
+  EXPECT_GE(launches(fits.Sequence(12, 3)), 8 + launches(fits.Sequence(4, 3)));
+}
+
 // Two launches a step, one where factors are merged, and nothing that grows with the steps beyond them.
 TEST_F(LstmForward, LaunchesOnceOrTwiceAStep) {
   for (const lath_association association : {LATH_FACTORED, LATH_MERGED}) {
     LstmDeviceOptions options;
     options.association = association;
+    options.route = LATH_LOWRANK_PRODUCTS;
     const auto launches = [&](int64_t steps) {
       const LstmInputs inputs(LATH_F32, kOrdinary.Sequence(steps, 3), 16);
       const long before = emulator_launches();
