@@ -13,13 +13,15 @@ static __global__ void __launch_bounds__(LANES *ROW_LANES) lstm_move(struct lath
   const T *from = static_cast<const T *>(g.from) + g.step[blockIdx.y].from, *rest = static_cast<const T *>(g.rest);
   T *to = static_cast<T *>(g.to) + g.step[blockIdx.y].to;
   const int64_t rows = g.step[blockIdx.y].rows, present = g.step[blockIdx.y].present;
-  for (int64_t r = (int64_t)blockIdx.x * ROW_LANES + threadIdx.y; r < rows; r += (int64_t)gridDim.x * ROW_LANES)
+  for (int64_t r = (int64_t)blockIdx.x * ROW_LANES + threadIdx.y; r < rows; r += (int64_t)gridDim.x * ROW_LANES) {
+#pragma unroll 1
     for (int64_t c = threadIdx.x; c < g.width; c += LANES) {
       T value = 0;
       if (c < g.cols && r < present) value = from[r * g.s_from + c];
       if (c < g.cols && r >= present && rest) value = rest[r * g.cols + c];
       to[r * g.s_to + c] = value;
     }
+  }
 }
 
 extern "C" int lath_cuda_lstm_move(lath_dtype dtype, const struct lath_cuda_lstm_move *g, void *stream) {

@@ -69,25 +69,23 @@ static __device__ inline void add_share(const struct product_args *g, const stru
                                         typename lath_sum_of<T>::type (*sum)[ROWS]) {
   constexpr int VECTOR = 16 / sizeof(T), STEP = LANES * VECTOR;
   const int64_t item = at->item < g->items ? at->item : g->items - 1;
-  const T *w[ROWS], *a[SAMPLES];
+  const int64_t first = (int64_t)(at->share * STEP + at->lane % LANES * VECTOR);
+  /* The same for all threads of the block, and so in registers that they share. */
+  const int64_t last = g->m - 1 - at->sample;
+  const T *w[ROWS], *a = static_cast<const T *>(g->a) + at->sample * g->s_a + first;
 #pragma unroll
   for (int r = 0; r < ROWS; r++) {
     const int64_t row = item * g->s_item + r * g->s_row;
-    w[r] = static_cast<const T *>(g->w) + (row < g->n ? row : g->n - 1) * g->s_w;
+    w[r] = static_cast<const T *>(g->w) + (row < g->n ? row : g->n - 1) * g->s_w + first;
   }
-#pragma unroll
-  for (int s = 0; s < SAMPLES; s++) {
-    const int64_t row = at->sample + s;
-    a[s] = static_cast<const T *>(g->a) + (row < g->m ? row : g->m - 1) * g->s_a;
-  }
-  for (int64_t k = at->share * STEP + at->lane % LANES * VECTOR; k < g->k; k += (int64_t)g->shares * STEP) {
+  for (int64_t k = 0; k < g->k - first; k += (int64_t)g->shares * STEP) {
     T weight[ROWS][VECTOR];
 #pragma unroll
     for (int r = 0; r < ROWS; r++) lath_load_16(weight[r], w[r] + k);
 #pragma unroll
     for (int s = 0; s < SAMPLES; s++) {
       T e[VECTOR];
-      lath_load_16(e, a[s] + k);
+      lath_load_16(e, a + (s < last ? s : last) * g->s_a + k);
 #pragma unroll
       for (int r = 0; r < ROWS; r++)
 #pragma unroll
@@ -370,7 +368,7 @@ extern "C" int lath_cuda_lstm_cells_back(lath_dtype dtype, const struct lath_cud
   if (samples == 0) return cudaSuccess;
   struct lath_cuda_lstm_product p = *product;
   p.m = cells->known;
-  if (cells->known == 0) p.k = 0, p.m = 1; /* nothing is read */
+  if (cells->known == 0) p.k = 0, p.m = 1, p.a = p.w; /* nothing is read */
   const struct shape s = choose_rows(&p, samples, multiprocessors, &rows);
   if (!fits(&s)) return cudaErrorInvalidValue;
   if (dtype == LATH_F32) launch_back<float>(&s, rows, samples, cells, stream);
