@@ -58,7 +58,8 @@ LATH_API lath_status lath_cuda_lowrank_linear_backward_workspace(const struct la
 LATH_API lath_status lath_cuda_lowrank_linear_backward(const struct lath_lowrank_linear *args, struct lath_cuda *cuda);
 
 /* For tests and measurements: takes this route (PRODUCTS, MERGED, FUSED or FEW) wherever it can do the call at all, in the
- * calling thread, until it is set to -1. Affects plans, queries and entries alike. */
+ * calling thread, until it is set to -1. Affects plans, queries and entries alike. An LSTM goes step by step with PRODUCTS, and
+ * through all steps in one launch with FUSED. */
 LATH_API void lath_cuda_force_route(int kernel);
 
 /* One layer of an LSTM in one direction, of F32 or F64. `batch_sizes` is in host memory. Launches follow one another on the stream,

@@ -138,6 +138,23 @@ def test_export_of_a_model_on_cuda(memory_format):
     assert y.args[0][0].meta["val"].device == torch.device("cuda:0")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kernel"), [(torch.float32, "lath.lowrank_lstm_forward"), (torch.bfloat16, "aten.lstm")]
+)
+@pytest.mark.parametrize("hidden", [256, 1024])
+def test_export_of_an_lstm_on_cuda(dtype, kernel, hidden):
+    """One kernel for each layer and direction; torch's for types that lath has none for."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = lath.nn.LowRankLSTM(8, hidden, 51, num_layers=2, bidirectional=True, device="cuda", dtype=dtype)
+        x = torch.empty(6, 3, 8, device="cuda", dtype=dtype)
+        with torch.no_grad():
+            program = torch.export.export(model, (x,))
+    names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert sum(kernel in name for name in names) == 4
+    (y,) = (node for node in program.graph.nodes if node.op == "output")
+    assert y.args[0][0].meta["val"].device == torch.device("cuda:0")
+
+
 def test_plan_needs_a_device():
     if torch.cuda.is_available():
         plan = lath.ops.lowrank_linear_plan(4096, 1024, 64, 1024, device="cuda", dtype=torch.bfloat16)
@@ -199,6 +216,51 @@ def test_same_result_as_on_the_cpu(name, dtype):
     rtol = 1e-4 if dtype == torch.float32 else 3e-2
     for e, result in zip(expected, operator_cases.call(name, on_cuda), strict=True):
         torch.testing.assert_close(result.cpu().double(), e.double(), rtol=rtol, atol=10 * rtol)
+
+
+# steps, batch, in, hidden, rank, input rank: one launch for all steps, one a step, two a step; rows off 16 bytes.
+LSTMS = [(9, 5, 8, 256, 51, 0), (6, 3, 8, 64, 60, 4), (7, 33, 48, 264, 51, 17), (4, 1, 9, 515, 130, 0)]
+
+
+@gpu
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("association", ["auto", "factored", "merged"])
+@pytest.mark.parametrize("size", LSTMS, ids=str)
+def test_lstm_on_the_device(size, association, packed):
+    """Values and gradients, gates kept and formed again, against plain loops in double on the CPU."""
+    steps, batch, d, h, r, in_rank = size
+    sizes = torch.tensor([max(1, batch - t) for t in range(steps)], device="cpu")
+    leading = (int(sizes.sum()),) if packed else (steps, batch)
+    shapes = [
+        (*leading, d),
+        (in_rank, d),
+        (4 * h, in_rank or d),
+        (r, h),
+        (4 * h, r),
+        (4 * h,),
+        (4 * h,),
+        (batch, h),
+        (batch, h),
+    ]
+    given = [torch.randn(s, dtype=torch.float64) / s[-1] ** 0.5 if s[0] else None for s in shapes]
+    code = lath.ops.ASSOCIATIONS.index(association)
+    numbers = sizes if packed else NONE, True, False
+
+    def run(device, dtype, keep):
+        tensors = [NONE.to(device, dtype) if t is None else t.to(device, dtype) for t in given]
+        x, *weights, h0, c0 = tensors
+        y, hn, cn, c, gates = ops.lowrank_lstm_forward(x, h0, c0, *weights, *numbers, keep, code)
+        dys = [torch.ones_like(t) for t in (y, hn, cn)]
+        grads = ops.lowrank_lstm_backward(*dys, x, h0, c0, y, c, gates, *weights, *numbers, 255, code)
+        return [y, hn, cn, *grads]
+
+    expected = run("cpu", torch.float64, 2)
+    for dtype, keep in ((torch.float32, 2), (torch.float32, 1), (torch.float64, 2)):
+        for e, result in zip(expected, run("cuda", dtype, keep), strict=True):
+            if e.numel():
+                error = (result.cpu().double() - e).norm() / e.norm()
+                assert error < (1e-10 if dtype is torch.float64 else 1e-4)
 
 
 @gpu
