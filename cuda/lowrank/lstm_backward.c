@@ -22,7 +22,9 @@ static int64_t count_chunks(const struct lath_lowrank_lstm *a, int64_t most) {
 static void take(struct lath_cuda_lstm_gradients *g, struct lath_arena *arena) {
   const struct lath_cuda_lstm *l = &g->l;
   const struct lath_lowrank_lstm *a = l->a;
-  if (l->hidden.factored) {
+  if (l->resident) {
+    g->dh = lath_cuda_take(arena, a->dtype, a->batch, a->hidden);
+  } else if (l->hidden.factored) {
     g->u_t = lath_cuda_take(arena, a->dtype, a->rank, l->gates);
     g->v_t = lath_cuda_take(arena, a->dtype, a->hidden, l->s_p);
   } else {
@@ -66,6 +68,7 @@ static lath_status prepare_weights(const struct lath_cuda_lstm_gradients *g, str
   const struct lath_cuda_lstm *l = &g->l;
   const struct lath_lowrank_lstm *a = l->a;
   LATH_TRY(lath_cuda_lstm_merge_inputs(l, cuda));
+  if (l->resident) return LATH_OK;
   if (!l->hidden.factored) return merge(g, cuda);
   LATH_TRY(lath_device_check(
       cuda, lath_cuda_lstm_transpose(a->dtype, l->gates, a->rank, a->u, l->gates, g->u_t, l->gates, cuda->stream)));
@@ -146,10 +149,49 @@ static lath_status run_steps(const struct lath_cuda_lstm_gradients *g, const str
   return LATH_OK;
 }
 
+/* The steps of a chunk in one launch; `s` is the next one. */
+static lath_status run_resident(const struct lath_cuda_lstm_gradients *g, const struct lath_cuda_lstm_part_of *part,
+                                struct lath_cuda_lstm_step *s, struct incoming *after, struct lath_cuda *cuda) {
+  const struct lath_cuda_lstm *l = &g->l;
+  const struct lath_lowrank_lstm *a = l->a;
+  const int64_t row = part->chunk.from.row, first_of_all = after->rows == 0;
+  for (int64_t i = 0; i < part->chunk.steps; i++) *s = lath_cuda_lstm_before(a, *s);
+  const int last_of_all = s->rows == 0;
+  *after = (struct incoming){NULL, a->batch};
+  const struct lath_cuda_lstm_resident_back resident = {
+      .steps = part->chunk.steps,
+      .batch = a->batch,
+      .hidden = a->hidden,
+      .rank = a->rank,
+      .reverse = a->reverse,
+      .v = a->v,
+      .u = a->u,
+      .gates = a->gates ? lath_cuda_lstm_element(a->dtype, a->gates, row * l->gates) : part->da,
+      .activated = a->gates != NULL,
+      .bias_in = a->bias_in,
+      .bias = a->bias,
+      .c = lath_cuda_lstm_element(a->dtype, a->c, row * a->hidden),
+      .c_first = last_of_all ? a->c0 : lath_cuda_lstm_element(a->dtype, a->c, s->row * a->hidden),
+      .dy = lath_cuda_lstm_element(a->dtype, a->dy, part->chunk.from.t * a->s_dy_step),
+      .s_dy_step = a->s_dy_step,
+      .s_dy_row = a->s_dy_row,
+      .da = part->da,
+      .dp = g->dp,
+      .s_p = l->s_p,
+      .dh_in = first_of_all ? a->dhn : g->dh,
+      .dc_in = first_of_all ? a->dcn : g->dc,
+      .dh_out = last_of_all ? a->dh0 : g->dh,
+      .dc_out = last_of_all ? a->dc0 : g->dc,
+  };
+  return lath_device_check(cuda,
+                           lath_cuda_lstm_run_resident_back(&resident, l->resident, cuda->device, &l->device, cuda->stream));
+}
+
 /* What is left when there is no step any more. */
 static lath_status finish(const struct lath_cuda_lstm_gradients *g, struct lath_cuda_lstm_step none,
                           const struct incoming *after, struct lath_cuda *cuda) {
   const struct lath_lowrank_lstm *a = g->l.a;
+  if (after->rows > 0 && g->l.resident) return LATH_OK;
   if (after->rows > 0) return a->dh0 || a->dc0 ? run_cells(g, none, NULL, after, cuda) : LATH_OK;
   if (a->dh0) LATH_TRY(lath_cuda_lstm_fill(a->dtype, a->batch, a->hidden, a->dhn, a->hidden, a->dh0, cuda));
   return a->dc0 ? lath_cuda_lstm_fill(a->dtype, a->batch, a->hidden, a->dcn, a->hidden, a->dc0, cuda) : LATH_OK;
@@ -162,7 +204,8 @@ static lath_status run(const struct lath_cuda_lstm_gradients *g, struct lath_cud
     struct lath_cuda_lstm_part_of part = {
         .chunk = lath_cuda_lstm_chunk(g->l.a, s, g->l.most, 1), .number = number, .da = g->da[number % 2]};
     LATH_TRY(lath_cuda_lstm_begin_chunk(g, &part, cuda));
-    LATH_TRY(run_steps(g, &part, &s, &after, cuda));
+    if (part.chunk.steps > 0)
+      LATH_TRY(g->l.resident ? run_resident(g, &part, &s, &after, cuda) : run_steps(g, &part, &s, &after, cuda));
     LATH_TRY(lath_cuda_lstm_end_chunk(g, &part, cuda));
   }
   LATH_TRY(finish(g, s, &after, cuda));

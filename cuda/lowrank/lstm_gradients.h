@@ -10,7 +10,7 @@ struct lath_cuda_lstm_gradients {
   int64_t chunks;
   /* Once per call. */
   void *u_t, *v_t, *w_t; /* (rank, 4 hidden), (hidden, s_p) if factored; (hidden, 4 hidden) if merged */
-  void *dc;              /* (batch, hidden) */
+  void *dh, *dc;         /* (batch, hidden): from one chunk to the next, or from one step to the next */
   void *dw, *dw_in;      /* of merged weights: (4 hidden, hidden), (4 hidden, in) */
   void *sums, *partial;  /* of da: (chunks, 4 hidden) if there are several, and what summing up takes */
   /* Of a chunk. */

@@ -78,11 +78,12 @@ static double resident_time(const struct lath_cuda_lstm *l, int samples) {
 }
 
 /* Samples of a block that runs through all steps; 0 where that cannot be done, or takes longer. */
-static int choose_resident(const struct lath_cuda_lstm *l) {
+static int choose_resident(const struct lath_cuda_lstm *l, int backward) {
   const struct lath_lowrank_lstm *a = l->a;
   if (a->dtype != LATH_F32 || a->batch_sizes || a->association == LATH_MERGED || a->batch == 0) return 0;
-  const int samples = lath_cuda_lstm_samples_resident(a->hidden, a->rank, a->batch, &l->device),
-            forced = lath_cuda_forced_route();
+  const int samples = backward ? lath_cuda_lstm_samples_resident_back(a->hidden, a->rank, a->batch, &l->device)
+                               : lath_cuda_lstm_samples_resident(a->hidden, a->rank, a->batch, &l->device);
+  const int forced = lath_cuda_forced_route();
   if (samples == 0 || forced == LATH_LOWRANK_FUSED) return samples;
   if (forced == LATH_LOWRANK_PRODUCTS) return 0;
   const double factored = steps_time(l, 1), merged = steps_time(l, 0);
@@ -100,7 +101,7 @@ lath_status lath_cuda_lstm_plan(const struct lath_lowrank_lstm *a, const struct 
   l->s_p = lath_cuda_lstm_padded(a->rank);
   l->hidden = (struct lath_cuda_lstm_part){.from = a->hidden, .rank = a->rank, .v = a->v, .u = a->u};
   l->input = (struct lath_cuda_lstm_part){.from = a->in, .rank = a->in_rank, .v = a->v_in, .u = a->u_in};
-  l->resident = backward ? 0 : choose_resident(l);
+  l->resident = choose_resident(l, backward);
   l->hidden.factored = l->resident || (is_auto ? steps_time(l, 1) <= steps_time(l, 0) : factored);
   l->input.factored = a->in_rank > 0 && (is_auto ? is_input_factored(a, l->rows) : factored);
   l->most = l->resident ? LATH_CUDA_LSTM_LONG_CHUNK : LATH_CUDA_LSTM_CHUNK;

@@ -83,7 +83,7 @@ struct lath_cuda_lstm {
   const struct lath_lowrank_lstm *a;
   struct lath_device device;
   struct lath_cuda_lstm_part hidden, input;
-  int resident;              /* forward: samples of a block that takes them through all steps of a chunk; 0: step by step */
+  int resident;              /* samples of a block that takes them through all steps of a chunk; 0: step by step */
   int64_t gates;             /* 4 hidden */
   int64_t s_h, s_p;          /* between rows of h and of p as steps read them */
   int64_t rows, most, chunk; /* of all steps; that a chunk may have, unless a step has more; that one has */
@@ -240,6 +240,28 @@ int lath_cuda_lstm_samples_resident(int64_t hidden, int64_t rank, int64_t batch,
 
 int lath_cuda_lstm_run_resident(const struct lath_cuda_lstm_resident *resident, int samples, int ordinal,
                                 const struct lath_device *device, void *stream);
+
+/* The same backwards (lstm_resident_back.cu); pointers to rows are to those of the step with the smallest t. */
+struct lath_cuda_lstm_resident_back {
+  int64_t steps, batch, hidden, rank;
+  int reverse;
+  const float *v, *u;
+  const float *gates; /* (steps batch, 4 hidden); may be `da` */
+  int activated;      /* else they lack the biases and the activation */
+  const float *bias_in, *bias;
+  const float *c, *c_first; /* (steps batch, hidden); (batch, hidden) before the first of these steps, NULL: zeros */
+  const float *dy;          /* or NULL */
+  int64_t s_dy_step, s_dy_row;
+  float *da, *dp; /* (steps batch, 4 hidden), (steps batch, rank) with rows s_p apart */
+  int64_t s_p;
+  const float *dh_in, *dc_in; /* (batch, hidden), from what comes after these steps; NULL: zeros */
+  float *dh_out, *dc_out;     /* (batch, hidden), for what is before them; or NULL */
+};
+
+int lath_cuda_lstm_samples_resident_back(int64_t hidden, int64_t rank, int64_t batch, const struct lath_device *device);
+
+int lath_cuda_lstm_run_resident_back(const struct lath_cuda_lstm_resident_back *resident, int samples, int ordinal,
+                                     const struct lath_device *device, void *stream);
 
 #ifdef __cplusplus
 }

@@ -17,6 +17,9 @@ using lath_test::SameGradients;
 const LstmShape kOrdinary = LstmShape().Sizes(6, 19).Ranks(4, 7).Sequence(5, 21);
 const LstmShape kPacked = LstmShape().Sizes(17, 16).Ranks(0, 5).Packed({21, 21, 20, 9, 3, 3, 1});
 
+// As planned, step by step, and all steps in one launch where that can be done.
+constexpr int kRoutesOfSteps[] = {kPlanned, LATH_LOWRANK_PRODUCTS, LATH_LOWRANK_FUSED};
+
 class LstmBackward : public testing::Test {
  protected:
   void TearDown() override { emulator_order(0); }
@@ -46,6 +49,7 @@ class LstmBackward : public testing::Test {
     LstmDeviceOptions options;
     options.association = kAssociations[choices.Below(3)];
     options.blas = choices.OneIn(2);
+    options.route = kRoutesOfSteps[choices.Below(3)];
     options.sequence = DrawSequence(&choices);
     options.state.misalignment = choices.Below(3);
     options.workspace_misalignment = choices.OneIn(2) ? lath_dtype_size(dtype) : 0;
@@ -189,11 +193,12 @@ TEST_F(LstmBackward, NanInAnIncomingGradientStaysInItsSample) {
 }
 
 TEST_F(LstmBackward, OrdersDoNotChangeABit) {
-  for (const LstmShape &shape : {kOrdinary.Sizes(6, 140), kPacked}) {
+  for (const LstmShape &shape : {kOrdinary.Sizes(6, 140), kOrdinary.Sizes(6, 40).Ranks(0, 9), kPacked}) {
     for (const lath_association association : {LATH_FACTORED, LATH_MERGED}) {
       LstmDeviceOptions options;
       options.association = association;
       options.blas = false;
+      options.route = LATH_LOWRANK_FUSED;
       const LstmInputs inputs(LATH_F32, shape, 15);
       const LstmRun kept = KeptStates(inputs);
       const LstmBackwardRun first = LstmBackwardOnDevice(inputs, kept, false, options);
@@ -204,6 +209,67 @@ TEST_F(LstmBackward, OrdersDoNotChangeABit) {
     }
   }
 }
+
+// ---- all steps in one launch --------------------------------------------------------------------------------------------
+
+TEST_F(LstmBackward, FactorsInOneMultiprocessorAreRight) {
+  Choices choices(41);
+  for (const int64_t hidden : {8, 24, 64, 104, 256}) {
+    for (const int64_t rank : {int64_t{1}, std::min<int64_t>(hidden / 4 - 1, 51), hidden / 4}) {
+      for (const int64_t batch : {int64_t{1}, int64_t{3}, hidden == 8 ? int64_t{133} : int64_t{5}}) {
+        const uint32_t seed = choices.Next();
+        if (LeftOut(seed)) continue;
+        emulator_order(seed % 4);
+        LstmDeviceOptions options;
+        options.route = LATH_LOWRANK_FUSED;
+        options.sequence = DrawSequence(&choices);
+        options.state.misalignment = choices.Below(3);
+        const LstmShape shape = LstmShape().Sizes(5, hidden).Ranks(choices.From({0, 3}), rank).Sequence(3, batch);
+        const unsigned present = choices.OneIn(2) ? kAllOptional : static_cast<unsigned>(choices.Below(128));
+        const unsigned gradients = choices.OneIn(2) ? kAllLstmGradients : static_cast<unsigned>(choices.Below(256));
+        const LstmInputs inputs(LATH_F32, shape.Reverse(choices.OneIn(2)), seed, present, DrawSequence(&choices),
+                                DrawSequence(&choices));
+        EXPECT_TRUE(Right(inputs, KeptStates(inputs, DrawSequence(&choices)), choices.OneIn(2), options, gradients));
+      }
+    }
+  }
+}
+
+TEST_F(LstmBackward, TheStateGoesFromOneLongChunkToTheNext) {
+  if (kLeg == Leg::kThread) GTEST_SKIP() << "thousands of blocks";
+  for (const bool reverse : {false, true}) {
+    LstmDeviceOptions options;
+    options.route = LATH_LOWRANK_FUSED;
+    const LstmShape shape = LstmShape().Sizes(2, 8).Ranks(0, 2).Sequence(5, 4000).Reverse(reverse);
+    const LstmInputs inputs(LATH_F32, shape, 43);
+    EXPECT_TRUE(
+        Right(inputs, KeptStates(inputs), reverse, options, lath_test::kLstmDx | lath_test::kLstmDh0 | lath_test::kLstmDc0));
+  }
+}
+
+#if !defined(LATH_TESTS_ON_GPU)
+TEST_F(LstmBackward, OneLaunchServesAllSteps) {
+  LstmDeviceOptions options;
+  const auto launches = [&](const LstmShape &shape) {
+    const LstmInputs inputs(LATH_F32, shape, 16);
+    const LstmRun kept = KeptStates(inputs);
+    const long before = emulator_launches();
+    EXPECT_TRUE(Completed(LstmBackwardOnDevice(inputs, kept, true, options)));
+    return emulator_launches() - before;
+  };
+  const LstmShape fits = LstmShape().Sizes(6, 64).Ranks(0, 13), too_wide = fits.Sizes(6, 264), too_many = fits.Ranks(0, 17);
+  for (const int route : {kPlanned, static_cast<int>(LATH_LOWRANK_FUSED)}) {
+    options.route = route;
+    EXPECT_EQ(launches(fits.Sequence(12, 3)), launches(fits.Sequence(4, 3)));
+    for (const LstmShape &shape : {too_wide, too_many}) {
+      EXPECT_GE(launches(shape.Sequence(12, 3)), 8 + launches(shape.Sequence(4, 3)));
+    }
+  }
+  options.route = LATH_LOWRANK_PRODUCTS;
+  options.association = LATH_FACTORED;
+  EXPECT_EQ(launches(fits.Sequence(12, 3)) - launches(fits.Sequence(4, 3)), 16);
+}
+#endif
 
 }  // namespace
 }  // namespace cuda_test

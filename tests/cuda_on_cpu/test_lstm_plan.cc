@@ -67,7 +67,11 @@ TEST(LstmPlan, OneLaunchTakesWhatFitsAMultiprocessor) {
     EXPECT_EQ(Plan(shape).resident, 0) << lath_test::Describe(LATH_F32, shape);
   }
   EXPECT_EQ(Plan(kCharacters, LATH_AUTO, LATH_F64).resident, 0);
-  EXPECT_EQ(Plan(kCharacters, LATH_AUTO, LATH_F32, 1).resident, 0);
+  for (const int backward : {0, 1}) EXPECT_EQ(Plan(kCharacters, LATH_AUTO, LATH_F32, backward).resident, 1);
+  // The backward has threads for a rank of a quarter of the units.
+  const LstmShape thick = LstmShape().Sizes(8, 64).Ranks(0, 17).Sequence(80, 128);
+  EXPECT_EQ(Plan(thick, LATH_FACTORED, LATH_F32, 0).resident, 1);
+  EXPECT_EQ(Plan(thick, LATH_FACTORED, LATH_F32, 1).resident, 0);
   EXPECT_EQ(Plan(kCharacters, LATH_AUTO, LATH_F32, 0, LATH_LOWRANK_PRODUCTS).resident, 0);
 }
 
@@ -84,6 +88,10 @@ TEST(LstmPlan, SharedMemoryOfTheDeviceDecidesWhatFits) {
   EXPECT_EQ(lath_cuda_lstm_samples_resident(256, 40, 108, &ampere), 1);
   EXPECT_EQ(lath_cuda_lstm_samples_resident(256, 25, 129, &ada), 2);
   EXPECT_EQ(lath_cuda_lstm_samples_resident(256, 40, 1, &ada), 0);
+  EXPECT_EQ(lath_cuda_lstm_samples_resident_back(256, 51, 128, &hopper), 1);
+  EXPECT_EQ(lath_cuda_lstm_samples_resident_back(256, 51, 128, &ampere), 0);
+  EXPECT_EQ(lath_cuda_lstm_samples_resident_back(256, 60, 128, &hopper), 0);
+  EXPECT_EQ(lath_cuda_lstm_samples_resident_back(128, 32, 300, &ampere), 2);
 }
 
 TEST(LstmPlan, ChunksAreWholeStepsAndCoverAll) {
