@@ -63,7 +63,7 @@ LATH_API lath_status lath_cuda_lowrank_linear_backward(const struct lath_lowrank
 LATH_API void lath_cuda_force_route(int kernel);
 
 /* One layer of an LSTM in one direction, of F32 or F64. `batch_sizes` is in host memory. Launches follow one another on the stream,
- * one or two for each step; how many, and their arguments, depend on shapes and batch sizes alone. */
+ * two, one or less for each step; how many, and their arguments, follow from shapes, batch sizes and the device alone. */
 LATH_API lath_status lath_cuda_lowrank_lstm_workspace(const struct lath_lowrank_lstm *args, const struct lath_cuda *cuda,
                                                       size_t *bytes);
 LATH_API lath_status lath_cuda_lowrank_lstm(const struct lath_lowrank_lstm *args, struct lath_cuda *cuda);

@@ -11,6 +11,8 @@
  *   dp = da u                        (project)
  *   dh = dp v, and the gradients of the cells of the step before (cells_back)
  *
+ * Where the factors of a layer fit one multiprocessor, one launch does all steps of a chunk ("resident", at the end).
+ *
  * *Before* and *after* are meant in the order in which the steps are taken, which is the opposite one if args->reverse. */
 #ifndef LATH_CUDA_LOWRANK_LSTM_STEPS_H
 #define LATH_CUDA_LOWRANK_LSTM_STEPS_H
