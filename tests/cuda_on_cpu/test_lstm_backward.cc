@@ -142,7 +142,8 @@ TEST_F(LstmBackward, EverySetOfGradientsIsWrittenAndNoMoreAndHasTheSameBits) {
       const lath_test::LstmGradients want = OracleOf(inputs).Backward();
       const LstmBackwardRun all = LstmBackwardOnDevice(inputs, kept, true, options);
       for (unsigned gradients = 0; gradients <= kAllLstmGradients; ++gradients) {
-        if (LeftOut(gradients) || (gradients % 3 && gradients % 7)) continue;
+        if (gradients % 3 && gradients % 7) continue;
+        if (kLeg == Leg::kThread && gradients % 153 != 0 && gradients != kAllLstmGradients) continue;
         const LstmBackwardRun run = LstmBackwardOnDevice(inputs, kept, true, options, gradients);
         EXPECT_TRUE(GradientsWithin(run, want, WantedGradients(shape, gradients))) << gradients;
         EXPECT_TRUE(SameGradients(run, all, WantedGradients(shape, gradients))) << gradients;
@@ -195,6 +196,7 @@ TEST_F(LstmBackward, NanInAnIncomingGradientStaysInItsSample) {
 TEST_F(LstmBackward, OrdersDoNotChangeABit) {
   for (const LstmShape &shape : {kOrdinary.Sizes(6, 140), kOrdinary.Sizes(6, 40).Ranks(0, 9), kPacked}) {
     for (const lath_association association : {LATH_FACTORED, LATH_MERGED}) {
+      if (kLeg == Leg::kThread && (association == LATH_MERGED || shape.packed())) continue;
       LstmDeviceOptions options;
       options.association = association;
       options.blas = false;
@@ -249,6 +251,7 @@ TEST_F(LstmBackward, TheStateGoesFromOneLongChunkToTheNext) {
 
 #if !defined(LATH_TESTS_ON_GPU)
 TEST_F(LstmBackward, OneLaunchServesAllSteps) {
+  if (kLeg == Leg::kThread) GTEST_SKIP() << "counts launches";
   LstmDeviceOptions options;
   const auto launches = [&](const LstmShape &shape) {
     const LstmInputs inputs(LATH_F32, shape, 16);
