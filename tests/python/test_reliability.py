@@ -40,7 +40,6 @@ from operator_cases import (
     every_operator_and_dtype,
     factors,
     random,
-    skip_cpu_only,
     sum_dtype,
 )
 from torch import Tensor
@@ -203,7 +202,6 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @every_operator_and_dtype
 def test_layout_changes_no_bit(name, layout, dtype):
-    skip_cpu_only(name)
     arguments = CASES[name](dtype)
     plain = call(name, arguments)
     for index, argument in enumerate(arguments):
@@ -218,7 +216,6 @@ def test_layout_changes_no_bit(name, layout, dtype):
 @every_device
 @every_operator
 def test_results_are_fresh_and_contiguous(name):
-    skip_cpu_only(name)
     arguments = CASES[name](torch.float32)
     copies = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
     pointers = {a.data_ptr() for a in arguments if isinstance(a, Tensor)}
