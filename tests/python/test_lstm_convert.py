@@ -247,6 +247,8 @@ def test_rows_of_every_kind_of_input():
     row = lath.report(merged, random(4, 3, 5))["0"]
     assert row.kernel == "merged"
     assert row.macs == 12 * 32 * 13 + 32 * (8 * 8 + 5 * 5)
+    row = lath.report(merged, random(1, 1, 5))["0"]  # merging would cost more than one step saves
+    assert (row.kernel, row.macs) == ("fused", 8 * (8 + 32) + 5 * (5 + 32))
 
 
 def test_report_can_be_printed():

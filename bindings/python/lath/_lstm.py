@@ -45,9 +45,8 @@ def cuda_route(dtype: torch.dtype, hidden: int, rank: int, association: int, ser
         return "library"
     if association != 0:
         return "steps" if association == 1 else "library"
-    saves = (
-        rank * 5 * hidden < 4 * hidden * hidden
-    )  # multiply-adds of a sample's step, which nothing can be hoisted from
+    # Multiply-adds of a sample's step; those of x can be taken for all steps at once.
+    saves = rank * 5 * hidden < 4 * hidden * hidden
     on_chip = dtype == torch.float32 and hidden <= _KEPT_BY_CUDNN
     return "steps" if saves and not on_chip else "library"
 

@@ -93,27 +93,29 @@ def _products(module: LowRankLSTM) -> list[tuple[int, int]]:
     return (inputs + [(module.hidden_size, rank) for rank in recurrent]) * _directions(module)
 
 
-def _is_merged(columns: int, rank: int, gates: int) -> bool:
-    return rank > 0 and rank * (columns + gates) > gates * columns
+def _is_merged(columns: int, rank: int, gates: int, rows: float = math.inf) -> bool:
+    """Whether a call with so many rows multiplies the factors first, as ops/lowrank/lstm_weights.c decides."""
+    return rank > 0 and rows > 0 and 1.03 * rank * (columns + gates) > (1 + rank / rows) * gates * columns
 
 
-def macs_of_a_row(module: nn.Module, factored: bool = False) -> int:
-    """Multiply-adds for a row; with ``factored`` those of the factors where merging them is cheaper, too."""
+def macs_of_a_row(module: nn.Module, factored: bool = False, rows: float = math.inf) -> int:
+    """Multiply-adds for each of ``rows``; with ``factored`` those of the factors where they are merged, too."""
     if not isinstance(module, LowRankLSTM):
         return dense_numel(module)
     gates, total = 4 * module.hidden_size, _projections(module)
     for columns, rank in _products(module):
-        dense = rank == 0 or (not factored and _is_merged(columns, rank, gates))
+        dense = rank == 0 or (not factored and _is_merged(columns, rank, gates, rows))
         total += gates * columns if dense else rank * (columns + gates)
     return total
 
 
-def _macs_of_a_call(module: LowRankLSTM) -> int:
-    """Multiply-adds for what is done once per call: merging factors."""
+def _macs_of_a_call(module: LowRankLSTM, rows: int) -> int:
+    """Multiply-adds for so many rows, and for merging factors once."""
     gates = 4 * module.hidden_size
-    merged = (gates * rank * columns for columns, rank in _products(module) if _is_merged(columns, rank, gates))
+    merged = (gates * rank * columns for columns, rank in _products(module) if _is_merged(columns, rank, gates, rows))
     projected = (min(rank, module.proj_size) * module.hidden_size * module.proj_size for rank in module.ranks)
-    return sum(merged) + _directions(module) * sum(projected)
+    once = sum(merged) + _directions(module) * sum(projected)
+    return rows * macs_of_a_row(module, rows=rows) + once
 
 
 @dataclass(frozen=True)
@@ -141,19 +143,22 @@ def _on_steps(module: LowRankLSTM, dtype: torch.dtype) -> bool:
 
 def rows_and_macs(module: nn.Module, calls: list[LSTMCall]) -> tuple[int, int, int, str]:
     """Rows, multiply-adds, those of the dense layer, and the kernel of the first call."""
-    rows = sum(math.prod(call.x_shape[:-1]) for call in calls)
+    each = [math.prod(call.x_shape[:-1]) for call in calls]
+    rows = sum(each)
     dense = rows * dense_numel(module)
     if not isinstance(module, LowRankLSTM):
         return rows, dense, dense, "dense"
-    if calls[0].device.type == "cuda" and not _on_steps(module, calls[0].dtype):
-        merging = sum(4 * module.hidden_size * pair.rank * pair.in_size for pair in module.pairs())
+    on_cuda, gates = calls[0].device.type == "cuda", 4 * module.hidden_size
+    if on_cuda and not _on_steps(module, calls[0].dtype):
+        merging = sum(gates * pair.rank * pair.in_size for pair in module.pairs())
         return rows, dense + len(calls) * merging, dense, "library"
-    if calls[0].device.type == "cuda":
-        return rows, rows * macs_of_a_row(module) + len(calls) * _macs_of_a_call(module), dense, "steps"
-    kernel = "plain" if calls[0].dtype == torch.float64 else "fused"
-    if all(rank == 0 or _is_merged(columns, rank, 4 * module.hidden_size) for columns, rank in _products(module)):
-        kernel = "merged"
-    return rows, rows * macs_of_a_row(module) + len(calls) * _macs_of_a_call(module), dense, kernel
+    macs = sum(_macs_of_a_call(module, n) for n in each)
+    if on_cuda:
+        return rows, macs, dense, "steps"
+    if calls[0].dtype == torch.float64:
+        return rows, rows * macs_of_a_row(module, factored=True), dense, "plain"
+    merged = all(rank == 0 or _is_merged(columns, rank, gates, each[0]) for columns, rank in _products(module))
+    return rows, macs, dense, "merged" if merged else "fused"
 
 
 # ---- conversion -----------------------------------------------------------------------------------------------------
