@@ -244,11 +244,11 @@ def test_rows_of_every_kind_of_input():
         assert row.macs == rows * (2 * (5 + 32) + 2 * (8 + 32))
     assert lath.report(nn.Sequential(net[0].double()), random(4, 3, 5, dtype=torch.float64))["0"].kernel == "plain"
     merged = nn.Sequential(LowRankLSTM(5, 8, 8, input_rank=5))
-    row = lath.report(merged, random(4, 3, 5))["0"]
+    row = lath.report(merged, random(40, 3, 5))["0"]
     assert row.kernel == "merged"
-    assert row.macs == 12 * 32 * 13 + 32 * (8 * 8 + 5 * 5)
-    row = lath.report(merged, random(1, 1, 5))["0"]  # merging would cost more than one step saves
-    assert (row.kernel, row.macs) == ("fused", 8 * (8 + 32) + 5 * (5 + 32))
+    assert row.macs == 120 * 32 * 13 + 32 * (8 * 8 + 5 * 5)
+    row = lath.report(merged, random(4, 3, 5))["0"]  # merging would cost more than so few rows save
+    assert (row.kernel, row.macs) == ("fused", 12 * (8 * (8 + 32) + 5 * (5 + 32)))
 
 
 def test_report_can_be_printed():
