@@ -9,7 +9,9 @@
 #define PAIR_MIN_MACS (INT64_C(1) << 22)
 #define CHANNELS_TO_TURN 16
 #define FULL_VECTOR 16
+#define HALF_VECTOR 8
 #define TINY_IMAGE 16
+#define LARGE_IMAGE 1024
 
 /* One window of all channels of a group, for both stages. Without a window, rows between strides are not computed. */
 static int64_t factored_macs(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s) {
@@ -32,14 +34,21 @@ static int dense_pays(const struct lath_lowrank_conv2d *a, const struct lath_con
   return factored_macs(a, s) / 10 * 11 > merged_macs(a, s);
 }
 
+/* Channels-last images whose ranks fill vectors: a library has nothing to pad, and nothing to turn. Half filled ones where rows of images
+ * leave our vectors half filled, too. */
+static int suits_a_library(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s, int backward) {
+  if (a->kernel_h * a->kernel_w == 1) return 0;
+  if (s->rank % FULL_VECTOR == 0) return a->form == LATH_POINTWISE || !backward || s->out_height * s->width < LARGE_IMAGE;
+  return a->form == LATH_SEPARABLE && s->rank % HALF_VECTOR == 0 && s->width % HALF_VECTOR != 0;
+}
+
 /* What two library convolutions do better: bf16 on processors that multiply it, once the work outweighs two calls; channels-last images of
- * too few channels to be turned; and windows of the pointwise form whose rank fills vectors, if images are channels-last, or in training
- * where they are tiny. */
+ * too few channels to be turned, or whose rank suits a library; and in training windows of the pointwise form whose rank fills vectors,
+ * on tiny images. */
 static int pair_pays(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s, int backward) {
   if (a->dtype == LATH_BF16) return lath_cpu_multiplies_bf16() && factored_macs(a, s) > PAIR_MIN_MACS;
-  const int channels_last = a->x.s_c == 1 && a->in > 1;
+  if (a->x.s_c == 1 && a->in > 1) return s->in < CHANNELS_TO_TURN || suits_a_library(a, s, backward);
   const int full_windows = a->form == LATH_POINTWISE && a->kernel_h * a->kernel_w > 1 && s->rank % FULL_VECTOR == 0;
-  if (channels_last) return s->in < CHANNELS_TO_TURN || full_windows;
   return backward && full_windows && s->out_height * s->width <= TINY_IMAGE;
 }
 

@@ -131,6 +131,22 @@ TEST(Conv2dPlan, OneByOneOnChannelsLastImagesIsALinearLayer) {
   }
 }
 
+// Channels-last images, separable: full vectors of ranks, or half ones where rows of y leave ours half filled.
+TEST(Conv2dPlan, RanksThatFillVectorsGoToALibraryOnChannelsLastImages) {
+  const auto kernel = [](int64_t rank, int64_t size, bool backward, bool channels_last) {
+    const ConvShape shape = ConvShape().Batch(16).Channels(128, rank, 128).Image(size, size).Kernel(3, 3).Pad(1);
+    return PlanOf(shape, backward, LATH_F32, channels_last).kernel;
+  };
+  for (const bool backward : {false, true}) {
+    for (const int64_t rank : {16, 48}) EXPECT_EQ(kernel(rank, 14, backward, true), LATH_CONV_PAIR);
+    EXPECT_EQ(kernel(24, 14, backward, true), LATH_CONV_PAIR);
+    EXPECT_EQ(kernel(24, 16, backward, true), LATH_CONV_FUSED);
+    EXPECT_EQ(kernel(25, 14, backward, true), LATH_CONV_FUSED);
+    EXPECT_EQ(kernel(32, 32, backward, true), backward ? LATH_CONV_FUSED : LATH_CONV_PAIR);
+    for (const int64_t rank : {16, 24}) EXPECT_EQ(kernel(rank, 14, backward, false), LATH_CONV_FUSED);
+  }
+}
+
 TEST(Conv2dPlan, Bf16GoesToALibraryOnlyWhereTheProcessorMultipliesIt) {
   for (const ConvShape &shape : kResNet) {
     const bool pair = PlanOf(shape, false, LATH_BF16).kernel == LATH_CONV_PAIR;

@@ -17,7 +17,11 @@ class Freezable(Module):
     and asks ``_frozen_copy`` before each call.
     """
 
-    _frozen: tuple | None = None  # parameters, their stamps, and what _merge() gave
+    _frozen: tuple | None  # parameters, their stamps, and what _merge() gave
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frozen = None
 
     def _dense_is_cheaper(self) -> bool:
         raise NotImplementedError
