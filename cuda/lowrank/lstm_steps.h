@@ -18,6 +18,7 @@
 #define LATH_CUDA_LOWRANK_LSTM_STEPS_H
 
 #include "core/device.h"
+#include "gemm/product.h"
 
 #ifdef __cplusplus
 extern "C" {
