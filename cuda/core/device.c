@@ -32,6 +32,13 @@ int lath_device(int ordinal, struct lath_device *device) {
   return error;
 }
 
+int lath_device_allow_shared(const void *kernel, int bytes, int ordinal, int *allowed) {
+  if (__atomic_load_n(&allowed[ordinal], __ATOMIC_RELAXED)) return cudaSuccess;
+  const int error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (!error) __atomic_store_n(&allowed[ordinal], 1, __ATOMIC_RELAXED);
+  return error;
+}
+
 lath_status lath_device_check(struct lath_cuda *cuda, int error) {
   if (error == cudaSuccess) return LATH_OK;
   cuda->error = error;

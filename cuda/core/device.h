@@ -20,6 +20,10 @@ struct lath_device {
 /* Asks the driver at the first call for this device, then remembers. */
 int lath_device(int ordinal, struct lath_device *device); /* cudaError_t */
 
+/* More dynamic shared memory than 48 KiB has to be asked for, once for each kernel and device: `allowed`, zero at first, has
+ * LATH_MAX_DEVICES places and belongs to the kernel. Two threads at once set the same limit twice. */
+int lath_device_allow_shared(const void *kernel, int bytes, int ordinal, int *allowed); /* cudaError_t */
+
 lath_status lath_device_check(struct lath_cuda *cuda, int error); /* of the runtime */
 lath_status lath_blas_check(struct lath_cuda *cuda, int status);  /* of cuBLAS */
 

@@ -322,21 +322,11 @@ static struct source<T> as_source(const void *data, int64_t stride, int64_t rows
   return s;
 }
 
-/* More shared memory than 48 KiB has to be asked for, once for each kernel and device. */
-template <class H, class T>
-static cudaError_t allow(int ordinal) {
-  static bool allowed[LATH_MAX_DEVICES]; /* two threads at once set the same limit twice */
-  if (__atomic_load_n(&allowed[ordinal], __ATOMIC_RELAXED)) return cudaSuccess;
-  const cudaError_t error =
-      cudaFuncSetAttribute(reinterpret_cast<const void *>(&fused<H, T>), cudaFuncAttributeMaxDynamicSharedMemorySize, H::BYTES);
-  if (!error) __atomic_store_n(&allowed[ordinal], true, __ATOMIC_RELAXED);
-  return error;
-}
-
 template <class H, class T>
 static cudaError_t launch(const struct lath_fused *f, int shares, int ordinal, void *stream) {
-  const cudaError_t error = allow<H, T>(ordinal);
-  if (error) return error;
+  static int allowed[LATH_MAX_DEVICES];
+  const int error = lath_device_allow_shared(reinterpret_cast<const void *>(&fused<H, T>), H::BYTES, ordinal, allowed);
+  if (error) return (cudaError_t)error;
   const bool transposed = H::TRANSPOSED;
   struct fused_args<T> g;
   g.a = as_source<T>(f->a, f->s_a, f->rows, f->k);

@@ -196,22 +196,13 @@ extern "C" int lath_cuda_lstm_samples_resident_back(int64_t hidden, int64_t rank
   return shared_floats(hidden, rank, samples) * (int64_t)sizeof(float) <= device->shared_bytes ? samples : 0;
 }
 
-/* As in lstm_resident.cu. */
-template <int SAMPLES>
-static cudaError_t allow(int ordinal, int bytes) {
-  static bool allowed[LATH_MAX_DEVICES];
-  if (__atomic_load_n(&allowed[ordinal], __ATOMIC_RELAXED)) return cudaSuccess;
-  const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void *>(&lstm_resident_back<SAMPLES>),
-                                                 cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (!error) __atomic_store_n(&allowed[ordinal], true, __ATOMIC_RELAXED);
-  return error;
-}
-
 template <int SAMPLES>
 static cudaError_t launch(const struct lath_cuda_lstm_resident_back *g, int ordinal, const struct lath_device *device,
                           void *stream) {
-  const cudaError_t error = allow<SAMPLES>(ordinal, device->shared_bytes);
-  if (error) return error;
+  static int allowed[LATH_MAX_DEVICES];
+  const int error = lath_device_allow_shared(reinterpret_cast<const void *>(&lstm_resident_back<SAMPLES>), device->shared_bytes,
+                                             ordinal, allowed);
+  if (error) return (cudaError_t)error;
   const size_t bytes = (size_t)shared_floats(g->hidden, g->rank, SAMPLES) * sizeof(float);
   LATH_LAUNCH((lstm_resident_back<SAMPLES>), dim3((unsigned)lath_blocks(g->batch, SAMPLES)), dim3((unsigned)(4 * g->hidden)),
               bytes, stream, *g);
