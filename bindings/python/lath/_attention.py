@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from . import ops
 from .factor import Decomposition
 from .nn import LowRankMultiheadAttention
-from .nn.attention import dense_weights
+from .nn.attention import dense_weights, projections
 from .specs import LowRank
 
 KINDS = (nn.MultiheadAttention, LowRankMultiheadAttention)
@@ -57,15 +57,9 @@ def is_altered(module: nn.MultiheadAttention) -> bool:
 # ---- sizes and costs ------------------------------------------------------------------------------------------------
 
 
-def _projections(module: nn.Module) -> list[tuple[int, int]]:
-    """In and out of q, k, v and the output."""
-    size = module.embed_dim
-    return [(size, size), (module.kdim, size), (module.vdim, size), (size, size)]
-
-
 def dense_numel(module: nn.Module) -> int:
     """Numbers in the dense weights."""
-    return sum(n * m for n, m in _projections(module))
+    return sum(n * m for n, m in projections(module))
 
 
 def macs_of_a_row(module: nn.Module) -> int:
@@ -73,12 +67,12 @@ def macs_of_a_row(module: nn.Module) -> int:
     dense = dense_numel(module)
     if not isinstance(module, LowRankMultiheadAttention):
         return dense
-    return min(dense, module.rank * sum(n + m for n, m in _projections(module)))
+    return min(dense, module.rank * sum(n + m for n, m in projections(module)))
 
 
 def break_even(module: nn.Module) -> int:
     """The largest rank of the four projections whose factors cost less than the dense weights; 0 for none."""
-    return max(0, (dense_numel(module) - 1) // sum(n + m for n, m in _projections(module)))
+    return max(0, (dense_numel(module) - 1) // sum(n + m for n, m in projections(module)))
 
 
 def dense_parameters(module: LowRankMultiheadAttention) -> int:
@@ -110,14 +104,14 @@ class AttentionCall:
 
 def rows_and_macs(module: nn.Module, calls: list[AttentionCall]) -> tuple[int, int, int, str]:
     """Queries, multiply-adds of the projections, those of the dense ones, and the kernel of the first projection."""
-    dense = sum(r * n * m for call in calls for r, (n, m) in zip(call.rows, _projections(module), strict=True))
+    dense = sum(r * n * m for call in calls for r, (n, m) in zip(call.rows, projections(module), strict=True))
     queries = sum(call.rows[0] for call in calls)
     if not isinstance(module, LowRankMultiheadAttention):
         return queries, dense, dense, "dense"
     plans = [
         ops.lowrank_linear_plan(r, n, module.rank, m, device=call.device, dtype=call.dtype)
         for call in calls
-        for r, (n, m) in zip(call.rows, _projections(module), strict=True)
+        for r, (n, m) in zip(call.rows, projections(module), strict=True)
     ]
     return queries, sum(plan.macs for plan in plans), dense, plans[0].kernel
 

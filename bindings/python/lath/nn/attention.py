@@ -327,7 +327,7 @@ class LowRankMultiheadAttention(Freezable):
     # ---- the merged copy --------------------------------------------------------------------------------------------
 
     def _dense_is_cheaper(self) -> bool:
-        sizes = [(features, self.embed_dim) for features in (*self._features(), self.embed_dim)]
+        sizes = projections(self)
         return self.rank * sum(n + m for n, m in sizes) >= sum(n * m for n, m in sizes)
 
     def _merge(self) -> tuple[MultiheadAttention]:
@@ -373,7 +373,7 @@ class LowRankMultiheadAttention(Freezable):
         batched = self._check_inputs(query, key, value)
         scores = self._scores_shape(query, key, batched)
         check_masks(_NAME, scores, batched, attn_mask, key_padding_mask)
-        copy = None if self._frozen is None else self._frozen_copy(query, key, value)
+        copy = self._frozen_copy(query, key, value)
         if copy is not None:
             if is_causal and attn_mask is None:
                 attn_mask = causal_mask(*scores[2:], query.device)
@@ -542,6 +542,12 @@ class LowRankMultiheadAttention(Freezable):
             "inner_bias": (self.in_proj_inner_bias is not None, False),
         }
         return ", ".join([text, *(f"{name}={got}" for name, (got, default) in options.items() if got != default)])
+
+
+def projections(module: Module) -> list[tuple[int, int]]:
+    """In and out of q, k, v and the output, of a dense or a low-rank layer."""
+    size = module.embed_dim
+    return [(size, size), (module.kdim, size), (module.vdim, size), (size, size)]
 
 
 def dense_weights(module: MultiheadAttention) -> list[Tensor]:

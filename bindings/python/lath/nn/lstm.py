@@ -320,10 +320,9 @@ class LowRankLSTM(Freezable):
     # ---- call -------------------------------------------------------------------------------------------------------
 
     def forward(self, input: Tensor | PackedSequence, hx: State | None = None) -> tuple[Tensor | PackedSequence, State]:
-        if self._frozen is not None:
-            copy = self._frozen_copy(input.data if isinstance(input, PackedSequence) else input)
-            if copy is not None:
-                return copy[0](input, hx)
+        copy = self._frozen_copy(input.data if isinstance(input, PackedSequence) else input)
+        if copy is not None:
+            return copy[0](input, hx)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         if not isinstance(input, Tensor):
