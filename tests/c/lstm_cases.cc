@@ -318,6 +318,30 @@ int64_t DrawInRank(Choices *choices) { return choices->OneIn(3) ? 0 : choices->F
 
 }  // namespace
 
+unsigned WantedGradients(const LstmShape &shape, unsigned gradients) {
+  return shape.in_rank > 0 ? gradients : gradients & ~static_cast<unsigned>(kLstmDvIn);
+}
+
+// All of them, or any set.
+static unsigned DrawSet(Choices *choices, unsigned all) {
+  return choices->OneIn(2) ? all : static_cast<unsigned>(choices->Below(static_cast<int64_t>(all) + 1));
+}
+
+unsigned DrawLstmOutputs(Choices *choices) { return DrawSet(choices, kAllOutputs); }
+unsigned DrawLstmGradients(Choices *choices) { return DrawSet(choices, kAllLstmGradients); }
+
+LstmCall DrawLstmCall(Choices *choices) {
+  LstmCall call;
+  call.options.association = kLstmAssociations[choices->Below(3)];
+  call.options.sequence = DrawSequence(choices);
+  call.options.state.misalignment = choices->Below(3);
+  call.dtype = choices->OneIn(6) ? LATH_F64 : LATH_F32;
+  call.options.workspace_misalignment = choices->OneIn(2) ? lath_dtype_size(call.dtype) : 0;
+  call.weights.misalignment = choices->Below(3);
+  call.present = DrawSet(choices, kAllOptional);
+  return call;
+}
+
 std::vector<int64_t> DrawBatchSizes(Choices *choices, int64_t steps, int64_t batch) {
   std::vector<int64_t> sizes;
   for (int64_t t = 0; t < steps; ++t) {

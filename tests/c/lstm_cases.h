@@ -108,6 +108,26 @@ LstmRun KeptStates(const LstmInputs &inputs, const SequenceLayout &layout = {});
 LstmBackwardRun RunLstmBackward(const LstmInputs &inputs, const LstmRun &forward, bool with_gates, const LstmOptions &options,
                                 unsigned gradients = kAllLstmGradients);
 
+// Without v_in there is no gradient of it.
+unsigned WantedGradients(const LstmShape &shape, unsigned gradients = kAllLstmGradients);
+
+// ---- calls at random ------------------------------------------------------------------------------------------------------
+
+constexpr lath_association kLstmAssociations[] = {LATH_AUTO, LATH_FACTORED, LATH_MERGED};
+constexpr lath_dtype kLstmDtypes[] = {LATH_F32, LATH_F64};
+
+// All of a call but its shape, and which results it is asked for.
+struct LstmCall {
+  lath_dtype dtype;
+  LstmOptions options;  // of the fast entry
+  Layout weights;
+  unsigned present;
+};
+
+LstmCall DrawLstmCall(Choices *choices);
+unsigned DrawLstmOutputs(Choices *choices);
+unsigned DrawLstmGradients(Choices *choices);
+
 // ---- comparisons ----------------------------------------------------------------------------------------------------------
 
 // What was asked for lies within `Tolerance` of the oracle, relative to the largest number of each tensor; the rest was not

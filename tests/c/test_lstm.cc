@@ -20,8 +20,6 @@ namespace lath_test {
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-constexpr lath_association kAssociations[] = {LATH_AUTO, LATH_FACTORED, LATH_MERGED};
-constexpr lath_dtype kDtypes[] = {LATH_F32, LATH_F64};
 
 const LstmShape kOrdinary = LstmShape().Sizes(6, 19).Ranks(4, 7).Sequence(9, 21);
 const LstmShape kPacked = LstmShape().Sizes(17, 16).Ranks(0, 5).Packed({21, 21, 20, 9, 3, 3, 1});
@@ -66,17 +64,11 @@ class Lstm : public PerPath {
   // All but the shape varies with the seed.
   void Check(const LstmShape &shape, uint32_t seed) {
     Choices choices(seed);
-    LstmOptions options = Options(kAssociations[choices.Below(3)]);
-    options.sequence = DrawSequence(&choices);
-    options.state.misalignment = choices.Below(3);
-    const lath_dtype dtype = choices.OneIn(6) ? LATH_F64 : LATH_F32;
-    options.workspace_misalignment = choices.OneIn(2) ? lath_dtype_size(dtype) : 0;
-    Layout weights;
-    weights.misalignment = choices.Below(3);
-    const unsigned present = choices.OneIn(2) ? kAllOptional : static_cast<unsigned>(choices.Below(128));
-    const unsigned outputs = choices.OneIn(2) ? kAllOutputs : static_cast<unsigned>(choices.Below(32));
-    const LstmInputs inputs(dtype, shape, seed, present, DrawSequence(&choices), {}, weights);
-    EXPECT_TRUE(Right(inputs, options, outputs));
+    LstmCall call = DrawLstmCall(&choices);
+    call.options.ref = ref();
+    const unsigned outputs = DrawLstmOutputs(&choices);
+    const LstmInputs inputs(call.dtype, shape, seed, call.present, DrawSequence(&choices), {}, call.weights);
+    EXPECT_TRUE(Right(inputs, call.options, outputs));
   }
 
   void CheckAll(const std::vector<LstmShape> &shapes, uint32_t seed) {
@@ -104,8 +96,8 @@ TEST_P(Lstm, IsRightForLayersOfOrdinarySize) {
 }
 
 TEST_P(Lstm, EveryAssociationIsRight) {
-  for (const lath_dtype dtype : kDtypes) {
-    for (const lath_association association : kAssociations) {
+  for (const lath_dtype dtype : kLstmDtypes) {
+    for (const lath_association association : kLstmAssociations) {
       for (const LstmShape &shape : {kOrdinary, kPacked, kOrdinary.Reverse(), kOrdinary.Ranks(0, 30), kOrdinary.Ranks(2, 30)}) {
         EXPECT_TRUE(Right(LstmInputs(dtype, shape, 6), Options(association)));
       }
@@ -115,8 +107,8 @@ TEST_P(Lstm, EveryAssociationIsRight) {
 
 TEST_P(Lstm, EmptyExtentsLeaveTheStateOrTheBiases) {
   for (const LstmShape &shape : EmptyLstms()) {
-    for (const lath_association association : kAssociations) {
-      for (const lath_dtype dtype : kDtypes) EXPECT_TRUE(Right(LstmInputs(dtype, shape, 7), Options(association)));
+    for (const lath_association association : kLstmAssociations) {
+      for (const lath_dtype dtype : kLstmDtypes) EXPECT_TRUE(Right(LstmInputs(dtype, shape, 7), Options(association)));
     }
   }
 }
@@ -192,7 +184,7 @@ TEST_P(Lstm, TouchesNothingBeyondItsOperands) {
   std::vector<LstmShape> shapes = PackedLstms();
   shapes.insert(shapes.end(), WidthLstms().begin(), WidthLstms().end());
   for (const LstmShape &shape : shapes) {
-    LstmOptions options = Options(kAssociations[choices.Below(3)]);
+    LstmOptions options = Options(kLstmAssociations[choices.Below(3)]);
     SequenceLayout x;
     Layout weights;
     x.batch_first = choices.OneIn(2);
@@ -259,7 +251,7 @@ TEST_P(Lstm, ARowAloneHasTheBitsThatItHasInTheBatch) {
 }
 
 TEST_P(Lstm, TwoPartsWithTheStateCarriedOverAreTheWhole) {
-  for (const lath_dtype dtype : kDtypes) {
+  for (const lath_dtype dtype : kLstmDtypes) {
     for (const bool reverse : {false, true}) {
       const LstmOptions options = Options(reverse ? LATH_FACTORED : LATH_MERGED);
       const LstmShape shape = kOrdinary.Reverse(reverse);
@@ -293,7 +285,7 @@ TEST_P(Lstm, TwoPartsWithTheStateCarriedOverAreTheWhole) {
 }
 
 TEST_P(Lstm, PaddingTheRanksWithZerosChangesNothing) {
-  for (const lath_association association : kAssociations) {
+  for (const lath_association association : kLstmAssociations) {
     const LstmInputs inputs(LATH_F32, kOrdinary, 25);
     LstmInputs wider(LATH_F32, kOrdinary.Ranks(kOrdinary.in_rank + 3, kOrdinary.rank + 14), 25);
     for (Operand *operand : {&wider.v_in, &wider.u_in, &wider.v, &wider.u}) {
@@ -322,7 +314,7 @@ TEST_P(Lstm, PaddingTheRanksWithZerosChangesNothing) {
 TEST_P(Lstm, NanStaysInItsSampleAndAfterItsStep) {
   for (const LstmShape &one : {kOrdinary, kOrdinary.Sequence(4, 130), kPacked}) {
     for (const bool reverse : {false, true}) {
-      for (const lath_association association : kAssociations) {
+      for (const lath_association association : kLstmAssociations) {
         const LstmShape shape = one.Reverse(reverse);
         LstmInputs inputs(LATH_F32, shape, 31);
         const LstmRun clean = RunLstm(inputs, Options(association));
@@ -361,8 +353,8 @@ TEST_P(Lstm, NanInAnInitialStateStaysInItsSample) {
 }
 
 TEST_P(Lstm, LargeInputsSaturate) {
-  for (const lath_dtype dtype : kDtypes) {
-    for (const lath_association association : kAssociations) {
+  for (const lath_dtype dtype : kLstmDtypes) {
+    for (const lath_association association : kLstmAssociations) {
       for (const double size : {1e4, 1e30}) {
         LstmInputs inputs(dtype, kOrdinary, 33);
         Values x = inputs.x.Read();

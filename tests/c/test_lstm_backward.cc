@@ -12,16 +12,9 @@ namespace lath_test {
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-constexpr lath_association kAssociations[] = {LATH_AUTO, LATH_FACTORED, LATH_MERGED};
-constexpr lath_dtype kDtypes[] = {LATH_F32, LATH_F64};
 
 const LstmShape kOrdinary = LstmShape().Sizes(6, 19).Ranks(4, 7).Sequence(9, 21);
 const LstmShape kPacked = LstmShape().Sizes(17, 16).Ranks(0, 5).Packed({21, 21, 20, 9, 3, 3, 1});
-
-// Without v_in there is no gradient of it.
-unsigned Wanted(const LstmShape &shape, unsigned gradients = kAllLstmGradients) {
-  return shape.in_rank > 0 ? gradients : gradients & ~static_cast<unsigned>(kLstmDvIn);
-}
 
 class LstmBackward : public PerPath {
  protected:
@@ -35,7 +28,8 @@ class LstmBackward : public PerPath {
   testing::AssertionResult Right(const LstmInputs &inputs, const LstmRun &kept, bool with_gates, const LstmOptions &options,
                                  unsigned gradients = kAllLstmGradients) {
     const LstmBackwardRun run = RunLstmBackward(inputs, kept, with_gates, options, gradients);
-    const testing::AssertionResult result = GradientsWithin(run, OracleOf(inputs).Backward(), Wanted(inputs.shape, gradients));
+    const testing::AssertionResult result =
+        GradientsWithin(run, OracleOf(inputs).Backward(), WantedGradients(inputs.shape, gradients));
     if (result) return result;
     return testing::AssertionFailure() << Describe(inputs.dtype, inputs.shape) << ", association " << options.association
                                        << ", present " << inputs.present << ", gradients " << gradients << ", gates kept "
@@ -51,17 +45,12 @@ class LstmBackward : public PerPath {
   // All but the shape varies with the seed.
   void Check(const LstmShape &shape, uint32_t seed) {
     Choices choices(seed);
-    LstmOptions options = Options(kAssociations[choices.Below(3)]);
-    options.sequence = DrawSequence(&choices);
-    options.state.misalignment = choices.Below(3);
-    const lath_dtype dtype = choices.OneIn(6) ? LATH_F64 : LATH_F32;
-    options.workspace_misalignment = choices.OneIn(2) ? lath_dtype_size(dtype) : 0;
-    Layout weights;
-    weights.misalignment = choices.Below(3);
-    const unsigned present = choices.OneIn(2) ? kAllOptional : static_cast<unsigned>(choices.Below(128));
-    const unsigned gradients = choices.OneIn(2) ? kAllLstmGradients : static_cast<unsigned>(choices.Below(256));
-    const LstmInputs inputs(dtype, shape, seed, present, DrawSequence(&choices), DrawSequence(&choices), weights);
-    EXPECT_TRUE(Right(inputs, KeptStates(inputs, DrawSequence(&choices)), choices.OneIn(2), options, gradients));
+    LstmCall call = DrawLstmCall(&choices);
+    call.options.ref = ref();
+    const unsigned gradients = DrawLstmGradients(&choices);
+    const LstmInputs inputs(call.dtype, shape, seed, call.present, DrawSequence(&choices), DrawSequence(&choices),
+                            call.weights);
+    EXPECT_TRUE(Right(inputs, KeptStates(inputs, DrawSequence(&choices)), choices.OneIn(2), call.options, gradients));
   }
 
   void CheckAll(const std::vector<LstmShape> &shapes, uint32_t seed) {
@@ -89,8 +78,8 @@ TEST_P(LstmBackward, IsRightForLayersOfOrdinarySize) {
 }
 
 TEST_P(LstmBackward, EveryAssociationIsRight) {
-  for (const lath_dtype dtype : kDtypes) {
-    for (const lath_association association : kAssociations) {
+  for (const lath_dtype dtype : kLstmDtypes) {
+    for (const lath_association association : kLstmAssociations) {
       for (const LstmShape &shape : {kOrdinary, kPacked, kOrdinary.Reverse(), kOrdinary.Ranks(0, 30), kOrdinary.Ranks(2, 30)}) {
         EXPECT_TRUE(Right(LstmInputs(dtype, shape, 6), Options(association)));
       }
@@ -100,8 +89,8 @@ TEST_P(LstmBackward, EveryAssociationIsRight) {
 
 TEST_P(LstmBackward, EmptyExtentsGiveZeroGradients) {
   for (const LstmShape &shape : EmptyLstms()) {
-    for (const lath_association association : kAssociations) {
-      for (const lath_dtype dtype : kDtypes) EXPECT_TRUE(Right(LstmInputs(dtype, shape, 7), Options(association)));
+    for (const lath_association association : kLstmAssociations) {
+      for (const lath_dtype dtype : kLstmDtypes) EXPECT_TRUE(Right(LstmInputs(dtype, shape, 7), Options(association)));
     }
   }
 }
@@ -123,8 +112,8 @@ TEST_P(LstmBackward, EverySetOfGradientsIsWrittenAndNoMoreAndHasTheSameBits) {
       const LstmBackwardRun all = RunLstmBackward(inputs, kept, false, Options(association));
       for (unsigned gradients = 0; gradients <= kAllLstmGradients; ++gradients) {
         const LstmBackwardRun run = RunLstmBackward(inputs, kept, false, Options(association), gradients);
-        EXPECT_TRUE(GradientsWithin(run, want, Wanted(shape, gradients))) << gradients;
-        EXPECT_TRUE(SameGradients(run, all, Wanted(shape, gradients))) << gradients;
+        EXPECT_TRUE(GradientsWithin(run, want, WantedGradients(shape, gradients))) << gradients;
+        EXPECT_TRUE(SameGradients(run, all, WantedGradients(shape, gradients))) << gradients;
       }
     }
   }
@@ -132,8 +121,8 @@ TEST_P(LstmBackward, EverySetOfGradientsIsWrittenAndNoMoreAndHasTheSameBits) {
 
 // What the forward leaves is what the backward wants: h and c alone, or the gates as well.
 TEST_P(LstmBackward, FollowsTheForward) {
-  for (const lath_dtype dtype : kDtypes) {
-    for (const lath_association association : kAssociations) {
+  for (const lath_dtype dtype : kLstmDtypes) {
+    for (const lath_association association : kLstmAssociations) {
       for (const bool reverse : {false, true}) {
         for (const LstmShape &shape : {kOrdinary.Reverse(reverse), kPacked.Reverse(reverse), kOrdinary.Sequence(140, 3)}) {
           const LstmInputs inputs(dtype, shape, 10);
@@ -164,7 +153,7 @@ TEST_P(LstmBackward, EveryLayoutOfTheSequencesGivesTheSameBits) {
       options.sequence.batch_first = batch_first & 8;
       options.sequence.memory.gap = batch_first % 3;
       const LstmBackwardRun run = RunLstmBackward(inputs, KeptStates(inputs, y), true, options);
-      EXPECT_TRUE(SameGradients(run, want, Wanted(shape) & ~static_cast<unsigned>(kLstmDx))) << batch_first;
+      EXPECT_TRUE(SameGradients(run, want, WantedGradients(shape) & ~static_cast<unsigned>(kLstmDx))) << batch_first;
       EXPECT_TRUE(run.dx.operand().Intact());
       EXPECT_EQ(run.dx.Read(), want.dx.Read()) << Describe(LATH_F32, shape) << ", " << batch_first;
     }
@@ -199,7 +188,7 @@ TEST_P(LstmBackward, TouchesNothingBeyondItsOperands) {
   std::vector<LstmShape> shapes = PackedLstms();
   shapes.insert(shapes.end(), WidthLstms().begin(), WidthLstms().end());
   for (const LstmShape &shape : shapes) {
-    LstmOptions options = Options(kAssociations[choices.Below(3)]);
+    LstmOptions options = Options(kLstmAssociations[choices.Below(3)]);
     SequenceLayout sequence;
     Layout weights;
     sequence.batch_first = choices.OneIn(2);
@@ -238,8 +227,8 @@ TEST_P(LstmBackward, RunsAgreeBitForBitWhereverTheBuffersLie) {
     options.sequence = moved_sequence;
     options.state = moved;
     options.workspace_misalignment = 4;
-    EXPECT_TRUE(
-        SameGradients(first, RunLstmBackward(elsewhere, KeptStates(elsewhere, moved_sequence), false, options), Wanted(shape)));
+    EXPECT_TRUE(SameGradients(first, RunLstmBackward(elsewhere, KeptStates(elsewhere, moved_sequence), false, options),
+                              WantedGradients(shape)));
   }
 }
 
@@ -272,7 +261,7 @@ TEST_P(LstmBackward, OutputsDependOnNoLaterInput) {
 }
 
 TEST_P(LstmBackward, NanInDyStaysInItsSample) {
-  for (const lath_association association : kAssociations) {
+  for (const lath_association association : kLstmAssociations) {
     LstmInputs inputs(LATH_F32, kOrdinary, 31);
     const LstmBackwardRun clean = RunLstmBackward(inputs, KeptStates(inputs), true, Options(association), kLstmDx | kLstmDh0);
     constexpr int64_t kSample = 5, kStep = 4;

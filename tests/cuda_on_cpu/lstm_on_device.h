@@ -16,6 +16,8 @@ using lath_test::GradientsWithin;
 using lath_test::kAllLstmGradients;
 using lath_test::kAllOptional;
 using lath_test::kAllOutputs;
+using lath_test::kLstmAssociations;
+using lath_test::kLstmDtypes;
 using lath_test::LstmBackwardRun;
 using lath_test::LstmInputs;
 using lath_test::LstmRun;
@@ -24,9 +26,10 @@ using lath_test::OutputsWithin;
 using lath_test::SameOutputs;
 using lath_test::Sequence;
 using lath_test::SequenceLayout;
+using lath_test::WantedGradients;
 
-constexpr lath_association kAssociations[] = {LATH_AUTO, LATH_FACTORED, LATH_MERGED};
-constexpr lath_dtype kLstmDtypes[] = {LATH_F32, LATH_F64};
+// As planned, step by step, and all steps in one launch where that can be done.
+constexpr int kRoutesOfSteps[] = {kPlanned, LATH_LOWRANK_PRODUCTS, LATH_LOWRANK_FUSED};
 
 struct LstmDeviceOptions : DeviceOptions {
   SequenceLayout sequence;  // of y and dx
@@ -130,9 +133,26 @@ inline std::string Describe(const LstmInputs &inputs, const LstmDeviceOptions &o
          std::to_string(options.blas) + " present " + std::to_string(inputs.present);
 }
 
-// Without v_in there is no gradient of it.
-inline unsigned WantedGradients(const LstmShape &shape, unsigned gradients = kAllLstmGradients) {
-  return shape.in_rank > 0 ? gradients : gradients & ~static_cast<unsigned>(lath_test::kLstmDvIn);
+// All of a call but its shape, and which results it is asked for.
+struct LstmDeviceCall {
+  lath_dtype dtype;
+  LstmDeviceOptions options;
+  Layout weights;
+  unsigned present;
+};
+
+inline LstmDeviceCall DrawLstmDeviceCall(Choices *choices) {
+  LstmDeviceCall call;
+  call.dtype = kLstmDtypes[choices->OneIn(3)];
+  call.options.association = kLstmAssociations[choices->Below(3)];
+  call.options.blas = choices->OneIn(2);
+  call.options.route = kRoutesOfSteps[choices->Below(3)];
+  call.options.sequence = DrawSequence(choices);
+  call.options.state.misalignment = choices->Below(3);
+  call.options.workspace_misalignment = choices->OneIn(2) ? lath_dtype_size(call.dtype) : 0;
+  call.weights.misalignment = choices->Below(3);
+  call.present = choices->OneIn(2) ? kAllOptional : static_cast<unsigned>(choices->Below(128));
+  return call;
 }
 
 }  // namespace cuda_test

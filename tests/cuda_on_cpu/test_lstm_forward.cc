@@ -14,9 +14,6 @@ namespace {
 const LstmShape kOrdinary = LstmShape().Sizes(6, 19).Ranks(4, 7).Sequence(5, 21);
 const LstmShape kPacked = LstmShape().Sizes(17, 16).Ranks(0, 5).Packed({21, 21, 20, 9, 3, 3, 1});
 
-// As planned, step by step, and all steps in one launch where that can be done.
-constexpr int kRoutesOfSteps[] = {kPlanned, LATH_LOWRANK_PRODUCTS, LATH_LOWRANK_FUSED};
-
 class LstmForward : public testing::Test {
  protected:
   void TearDown() override { emulator_order(0); }
@@ -33,19 +30,10 @@ class LstmForward : public testing::Test {
     if (LeftOut(seed)) return;
     Choices choices(seed);
     emulator_order(choices.Next() % 4);
-    const lath_dtype dtype = kLstmDtypes[choices.OneIn(3)];
-    LstmDeviceOptions options;
-    options.association = kAssociations[choices.Below(3)];
-    options.blas = choices.OneIn(2);
-    options.route = kRoutesOfSteps[choices.Below(3)];
-    options.sequence = DrawSequence(&choices);
-    options.state.misalignment = choices.Below(3);
-    options.workspace_misalignment = choices.OneIn(2) ? lath_dtype_size(dtype) : 0;
-    Layout weights;
-    weights.misalignment = choices.Below(3);
-    const unsigned present = choices.OneIn(2) ? kAllOptional : static_cast<unsigned>(choices.Below(128));
-    const unsigned outputs = choices.OneIn(2) ? kAllOutputs : static_cast<unsigned>(choices.Below(32));
-    EXPECT_TRUE(Right(LstmInputs(dtype, shape, seed, present, DrawSequence(&choices), {}, weights), options, outputs));
+    const LstmDeviceCall call = DrawLstmDeviceCall(&choices);
+    const unsigned outputs = lath_test::DrawLstmOutputs(&choices);
+    const LstmInputs inputs(call.dtype, shape, seed, call.present, DrawSequence(&choices), {}, call.weights);
+    EXPECT_TRUE(Right(inputs, call.options, outputs));
   }
 
   void CheckAll(const std::vector<LstmShape> &shapes, uint32_t seed) {
@@ -78,7 +66,7 @@ TEST_F(LstmForward, IsRightForLongSums) {
 TEST_F(LstmForward, EveryAssociationIsRight) {
   uint32_t seed = 0;
   for (const lath_dtype dtype : kLstmDtypes) {
-    for (const lath_association association : kAssociations) {
+    for (const lath_association association : kLstmAssociations) {
       for (const LstmShape &shape : {kOrdinary, kPacked, kPacked.Reverse(), kOrdinary.Ranks(0, 30), kOrdinary.Ranks(2, 30)}) {
         LstmDeviceOptions options;
         options.association = association;
@@ -110,7 +98,7 @@ TEST_F(LstmForward, ChunksFollowOneAnother) {
 TEST_F(LstmForward, EmptyExtentsLeaveTheStateOrTheBiases) {
   uint32_t seed = 100;
   for (const LstmShape &shape : lath_test::EmptyLstms()) {
-    for (const lath_association association : kAssociations) {
+    for (const lath_association association : kLstmAssociations) {
       LstmDeviceOptions options;
       options.association = association;
       options.blas = seed % 2;
