@@ -4,6 +4,7 @@
 #include "device.h"
 #include "host.h"
 #include "pages.h"
+#include "unpack.h"
 #include "workspace.h"
 
 const struct device device = {
@@ -15,12 +16,7 @@ const struct device device = {
 
 lath_dtype device_p_dtype(lath_dtype dtype) { return codes_sum_dtype(dtype); }
 
-bool device_check(struct call *call, const char *name, AtenTensorHandle tensor) {
-  int32_t type;
-  if (aoti_torch_get_device_type(tensor, &type))
-    return call_fail(call, name, "torch does not say which device it is on; expected the CPU");
-  return type == codes.device || call_fail(call, name, "got a tensor on another device, expected the CPU");
-}
+bool device_check(struct call *call, const char *name, AtenTensorHandle tensor) { return unpack_on_host(call, name, tensor); }
 
 void device_new_memory(void *data, size_t bytes) { pages_advise(data, bytes); }
 

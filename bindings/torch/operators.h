@@ -74,8 +74,8 @@
     ", int mask=31) -> (Tensor dx, Tensor dv, Tensor du, Tensor d_bias, Tensor d_inner_bias)",                               \
     "CPU", op_lowrank_conv2d_backward)
 
-/* Registered for both as well, in float32 and float64; the Python package takes the LSTM of torch where that is better. One layer in one direction, see struct lath_lowrank_lstm; the dense
- * input weight is u_in without v_in. */
+/* Registered for both as well, in float32 and float64; the Python package takes the LSTM of torch where that is better. One layer
+ * in one direction, see struct lath_lowrank_lstm; the dense input weight is u_in without v_in. */
 #define LATH_LSTM_OPERATORS(X)                                                                                                 \
   X(lowrank_lstm_forward,                                                                                                      \
     "(Tensor x, Tensor h0, Tensor c0, " LATH_LSTM_WEIGHTS                                                                      \

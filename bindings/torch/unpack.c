@@ -51,7 +51,7 @@ static bool query_sizes(struct call *call, struct tensor *tensor) {
   return true;
 }
 
-static bool on_host(struct call *call, const char *name, AtenTensorHandle tensor) {
+bool unpack_on_host(struct call *call, const char *name, AtenTensorHandle tensor) {
   int32_t type;
   if (aoti_torch_get_device_type(tensor, &type))
     return call_fail(call, name, "torch does not say which device it is on; expected the CPU");
@@ -80,7 +80,7 @@ bool unpack_tensor(struct call *call, int index, const char *name, struct tensor
 }
 
 bool unpack_host_tensor(struct call *call, int index, const char *name, struct tensor *tensor) {
-  return unpack(call, index, name, on_host, tensor);
+  return unpack(call, index, name, unpack_on_host, tensor);
 }
 
 bool unpack_absent(struct call *call, int index, const char *name, bool *absent) {

@@ -34,8 +34,11 @@ struct lead {
 /* Argument `index`, which must be a dense tensor on the device of the others. */
 bool unpack_tensor(struct call *call, int index, const char *name, struct tensor *tensor);
 
-/* The same, but in main memory whatever the device of the others. Then the numbers of one that has one dimension and int64; a copy
- * where they do not lie side by side. */
+/* The tensor is in main memory; all that the CPU asks of any tensor. */
+bool unpack_on_host(struct call *call, const char *name, AtenTensorHandle tensor);
+
+/* The same as unpack_tensor(), but in main memory whatever the device of the others. Then the numbers of one that has one dimension
+ * and int64; a copy where they do not lie side by side. */
 bool unpack_host_tensor(struct call *call, int index, const char *name, struct tensor *tensor);
 bool unpack_host_integers(struct call *call, const struct tensor *tensor, const int64_t **data);
 

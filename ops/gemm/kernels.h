@@ -105,8 +105,8 @@ struct lath_kernels {
   void (*add_rows)(int64_t m, int64_t n, const float *a, int64_t s_a, float *sum);    /* sum[j] += a[0][j] + a[1][j] + ... */
   void (*add_columns)(int64_t m, int64_t n, const float *a, int64_t s_a, float *sum); /* sum[i] += a[i][0] + a[i][1] + ... */
 
-  /* The cells of an LSTM: m rows of n <= lanes units, or of any number of units, row by row. Gates come in groups of `lanes` units: vectors i,
-   * f, g, o. */
+  /* The cells of an LSTM: m <= LATH_MAX_ROWS rows of n <= lanes units; or of any number of rows and units. Gates come in groups of
+   * `lanes` units: vectors i, f, g, o. */
   void (*lstm_cells)(int64_t m, int64_t n, const float *gates, const struct lath_lstm_cells *cells);
   void (*lstm_gates)(int64_t m, int64_t units, float *gates, int64_t s_gates); /* applies sigmoid to i, f, o and tanh to g */
   void (*lstm_cells_back)(int64_t m, int64_t units, const struct lath_lstm_cells_back *cells, float *d_gates,

@@ -150,13 +150,14 @@ def argument_name(name: str, index: int) -> str:
 
 
 class OperatorLog(TorchDispatchMode):
-    """Names of the lath operators that ran."""
+    """Names of the lath operators that ran, but for questions to the planner: their answers may be remembered."""
 
     def __init__(self):
         super().__init__()
         self.names = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "lath":
-            self.names.append(func._schema.name.removeprefix("lath::"))
+        name = func._schema.name
+        if func.namespace == "lath" and not name.endswith("_plan"):
+            self.names.append(name.removeprefix("lath::"))
         return func(*args, **(kwargs or {}))
