@@ -329,6 +329,78 @@ LATH_API lath_status lath_lowrank_lstm_backward_workspace(const struct lath_lowr
 LATH_API lath_status lath_lowrank_lstm_backward(const struct lath_lowrank_lstm *args, const struct lath_host *host);
 LATH_API lath_status lath_lowrank_lstm_backward_ref(const struct lath_lowrank_lstm *args);
 
+/* ---- OIALR linear: y = x w^T + bias with w = u s vh ------------------------------------------------------------------------------ */
+
+/* A weight in an orthogonal basis (OIALR, arXiv 2401.08505): the columns of u and the rows of vh are orthonormal and frozen, the
+ * core s trains. Nothing here needs them to be orthonormal. The function and its gradients are the same on every route up to
+ * rounding; per row of a training step
+ *
+ *   chained   t = x vh^T, z = t s^T, y = z u^T       h = dy u, dx = (h s) vh, ds = h^T t      2 rank (in + out) + 3 rank^2
+ *   folded    u s and s vh are formed once per call: 2 rank (in + out) + rank^2, and rank^2 (in + out) per call
+ *   merged    w is formed, ds = u^T (dy^T x) vh^T:   3 in out, and about 4 rank in out per call; keeps x instead of t */
+typedef enum lath_oialr_route {
+  LATH_OIALR_AUTO = 0, /* the planner takes the cheapest */
+  LATH_OIALR_CHAINED,
+  LATH_OIALR_FOLDED,
+  LATH_OIALR_MERGED
+} lath_oialr_route;
+
+struct lath_oialr_linear {
+  lath_dtype dtype; /* of every operand but t */
+  lath_oialr_route route;
+  int64_t rows, in, rank, out;
+
+  const void *x; /* (rows, in); backward: read where t is NULL or the route is merged, and may be NULL elsewhere */
+  int64_t s_x;
+  const void *vh; /* (rank, in) */
+  int64_t s_vh;
+  const void *s; /* (rank, rank) */
+  int64_t s_s;
+  const void *u; /* (out, rank) */
+  int64_t s_u;
+  const void *bias; /* (out), or NULL */
+
+  void *y; /* (rows, out); forward only */
+  int64_t s_y;
+
+  /* t = x vh^T, (rows, rank) contiguous, in the type that sums are kept in (see p of lath_lowrank_linear). Forward: written when
+   * not NULL, on every route but merged. Backward: read when not NULL, else recomputed where it is needed. */
+  void *t;
+
+  const void *dy; /* (rows, out); backward only, as all that follow: NULL in the forward */
+  int64_t s_dy;
+  void *dx; /* (rows, in), or NULL: skipped, like each gradient below */
+  int64_t s_dx;
+  void *ds;     /* (rank, rank) contiguous */
+  void *d_bias; /* (out) */
+
+  void *workspace;
+  size_t workspace_bytes;
+};
+
+struct lath_oialr_plan {
+  lath_oialr_route route; /* never LATH_OIALR_AUTO */
+  int64_t macs;           /* multiply-adds of the call under this plan: of the forward, or of a training step with every gradient */
+  int64_t dense_macs;     /* of the dense layer: rows in out, three times that for a training step */
+  int save_t;             /* 1: a forward that is followed by a backward keeps t; 0: it keeps x */
+};
+
+/* Pure arithmetic on the shape; `training` is 0 for a forward alone, 1 for forward and backward together. F64 is chained unless
+ * args->route says otherwise. */
+LATH_API lath_status lath_oialr_linear_plan(const struct lath_oialr_linear *args, int training, struct lath_oialr_plan *plan);
+
+/* With LATH_OIALR_AUTO the forward takes the plan of a training step where t is written, of a forward alone otherwise; the backward
+ * one of those that use t where it is given. The queries look at dtype, extents and route, and at which pointers are NULL. */
+LATH_API lath_status lath_oialr_linear_workspace(const struct lath_oialr_linear *args, const struct lath_host *host,
+                                                 size_t *bytes);
+LATH_API lath_status lath_oialr_linear(const struct lath_oialr_linear *args, const struct lath_host *host);
+LATH_API lath_status lath_oialr_linear_ref(const struct lath_oialr_linear *args);
+
+LATH_API lath_status lath_oialr_linear_backward_workspace(const struct lath_oialr_linear *args, const struct lath_host *host,
+                                                          size_t *bytes);
+LATH_API lath_status lath_oialr_linear_backward(const struct lath_oialr_linear *args, const struct lath_host *host);
+LATH_API lath_status lath_oialr_linear_backward_ref(const struct lath_oialr_linear *args);
+
 /* ---- Frobenius decay: value = || u v ||_F^2 = < u^T u, v v^T > ------------------------------------------------------------------ */
 
 /* In Gram form: rank^2 (in + out) multiply-adds for the value and as many for the gradients; the (out, in) product is never

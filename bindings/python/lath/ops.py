@@ -43,6 +43,7 @@ __all__ = [
     "lowrank_linear",
     "lowrank_linear_plan",
     "lowrank_lstm",
+    "oialr_linear",
 ]
 
 ASSOCIATIONS = ("auto", "factored", "merged")  # enum lath_association
@@ -351,6 +352,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if _in_functorch() or (torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad or bias.requires_grad)):
         return _autograd.LinearFunction.apply(x, weight, bias)
     return _linear(x, weight, bias)
+
+
+def oialr_linear(
+    x: Tensor, weight_vh: Tensor, weight_s: Tensor, weight_u: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """``y = x (weight_u weight_s weight_vh)^T + bias``: a weight in an orthogonal basis, of which the core trains.
+
+    Args:
+        x: (..., in_features).
+        weight_vh: (rank, in_features), the right basis.
+        weight_s: (rank, rank), the core.
+        weight_u: (out_features, rank), the left basis.
+        bias: (out_features), or None.
+
+    Returns:
+        (..., out_features).
+    """
+    t = torch.nn.functional.linear(x, weight_vh)
+    return torch.nn.functional.linear(t, weight_u @ weight_s, bias)
 
 
 def frobenius_decay(weight_v: Tensor, weight_u: Tensor) -> Tensor:

@@ -5,5 +5,6 @@ from .attention import LowRankMultiheadAttention
 from .conv import LowRankConv2d
 from .linear import LowRankLinear
 from .lstm import LowRankLSTM
+from .oialr import OIALRLinear
 
-__all__ = ["LowRankConv2d", "LowRankLSTM", "LowRankLinear", "LowRankMultiheadAttention"]
+__all__ = ["LowRankConv2d", "LowRankLSTM", "LowRankLinear", "LowRankMultiheadAttention", "OIALRLinear"]
