@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from . import ops
 from .factor import Decomposition
 from .nn import LowRankMultiheadAttention
-from .nn.attention import dense_weights, projections
+from .nn.thin_attention import dense_weights, projections
 from .specs import LowRank
 
 KINDS = (nn.MultiheadAttention, LowRankMultiheadAttention)

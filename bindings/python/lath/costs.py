@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from . import _attention, _conv, _recurrent, ops
 from .factor import break_even_rank, conv_break_even_rank
 from .nn import LowRankConv2d
+from .nn._geometry import pad_ahead
 from .nn.factored import Factored
 
 # What speaks for a kernel; for those that are not here, the multiply-adds that they save.
@@ -142,7 +143,7 @@ def _plan_linear(module: nn.Module, call: Call) -> tuple[str, int]:
 
 def _plan_conv(module: LowRankConv2d, call: Call) -> tuple[str, int]:
     """Kernel and multiply-adds of a call."""
-    x, padding = module._pad(torch.empty(call.x_shape, device="meta"))
+    x, padding = pad_ahead(module, torch.empty(call.x_shape, device="meta"))
     batch, channels, height, width = shape = x.shape if x.dim() == 4 else (1, *x.shape)
     numbers = (module.stride, padding, module.dilation, module.groups, module.mode)
     # Where the plan is not carried out: float64, and inner biases that no dense convolution can express.

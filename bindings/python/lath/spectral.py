@@ -15,8 +15,8 @@ from ._pairs import assembled, dense_name, matrices, pair_names, pairs
 from .convert import Selection, _selector
 from .costs import break_even, dense_numel
 from .factor import CONV_MODES, Decomposition, conv_matrix
-from .nn.attention import dense_weights
 from .nn.factored import Factored
+from .nn.thin_attention import dense_weights
 from .survey import Site, survey
 
 _ONE_RANK = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)

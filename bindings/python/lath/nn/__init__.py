@@ -6,5 +6,17 @@ from .conv import LowRankConv2d
 from .linear import LowRankLinear
 from .lstm import LowRankLSTM
 from .oialr import OIALRLinear
+from .oialr_attention import OIALRMultiheadAttention
+from .oialr_conv import OIALRConv1d, OIALRConv2d, OIALRConv3d
 
-__all__ = ["LowRankConv2d", "LowRankLSTM", "LowRankLinear", "LowRankMultiheadAttention", "OIALRLinear"]
+__all__ = [
+    "LowRankConv2d",
+    "LowRankLSTM",
+    "LowRankLinear",
+    "LowRankMultiheadAttention",
+    "OIALRConv1d",
+    "OIALRConv2d",
+    "OIALRConv3d",
+    "OIALRLinear",
+    "OIALRMultiheadAttention",
+]
