@@ -12,7 +12,7 @@ from torch.nn import Conv1d, Conv2d, Conv3d, Module, Parameter, Sequential
 from torch.nn.functional import conv1d, conv2d, conv3d
 
 from .._frozen_conv import frozen_conv
-from ..factor import Decomposition, merge
+from ..factor import Decomposition, conv_break_even_rank, merge
 from ..ops import lowrank_conv2d
 from ._geometry import check_window, pad_ahead, tuple_of, window_repr
 from .conv import LowRankConv2d
@@ -217,12 +217,8 @@ class OIALRConv(OneCore):
         return self.out_channels, self.in_channels // self.groups, *self.kernel_size
 
     def _dense_is_cheaper(self) -> bool:
-        return self.rank > self.break_even()
-
-    def break_even(self) -> int:
-        """The largest rank at which two convolutions cost less than the dense one; 0 for none."""
-        out, fan_in = self.weight_u.shape[0], self.weight_vh.shape[1]
-        return max(0, (out * fan_in - 1) // (self.groups * fan_in + out))
+        channels = self.in_channels, self.out_channels
+        return self.rank > conv_break_even_rank(*channels, self.kernel_size, "pointwise", self.groups)
 
     def _check_bare(self, what: str) -> None:
         if self.norm is not None or self.activation is not None:
