@@ -243,7 +243,7 @@ class OIALRConv1d(OIALRConv):
         """As images of one row."""
         if not isinstance(padding, str):
             padding = (0, *padding)
-        window = (1, *self.stride), padding, (1, *self.dilation), self.groups, "pointwise"
+        window = (1, *self.stride), padding, (1, *self.dilation), self.groups, "pointwise", "auto", False
         return lowrank_conv2d(
             x.unsqueeze(-2), first.unsqueeze(-2), second[..., None, None], bias, None, *window
         ).squeeze(-2)
@@ -276,7 +276,7 @@ class OIALRConv2d(OIALRConv):
         return conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def _convolve_twice(self, x: Tensor, first: Tensor, second: Tensor, bias: Tensor | None, padding) -> Tensor:
-        window = self.stride, padding, self.dilation, self.groups, "pointwise"
+        window = self.stride, padding, self.dilation, self.groups, "pointwise", "auto", False
         return lowrank_conv2d(x, first, second[..., None, None], bias, None, *window)
 
 
