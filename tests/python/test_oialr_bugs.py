@@ -10,7 +10,7 @@ import lath
 import pytest
 import torch
 from lath import optimizer_state
-from oialr_cases import F64, batches, idle, mlp, train, with_spectrum
+from oialr_training import F64, batches, idle, mlp, train, with_spectrum
 from torch import nn, optim
 
 

@@ -11,7 +11,7 @@ import lath
 import pytest
 import torch
 from lath import basis
-from oialr_cases import F64, batches, idle, mlp, train, with_spectrum
+from oialr_training import F64, batches, idle, mlp, train, with_spectrum
 from torch import nn, optim
 
 STEEP = [1.0, 0.9, 0.8, 0.05, 0.04, 0.03, 0.02, 0.01]

@@ -22,7 +22,7 @@ import torch
 from torch import distributed, nn, optim
 from torch.nn.parallel import DistributedDataParallel as DDP
 import lath
-from oialr_cases import mlp, batches, with_spectrum
+from oialr_training import mlp, batches, with_spectrum
 
 torch.set_num_threads(1)
 rank = int(sys.argv[1])

@@ -33,7 +33,8 @@ class LayerReport:
         rank: None for a dense layer; that of one group for a convolution, of each projection for attention, the
             largest one of the recurrent weights of an LSTM, and of query, key and value in orthogonal bases.
         break_even: the largest rank at which factors cost less than the dense weight; for a dense convolution in the
-            form that ``lath.convert`` was asked for, else separable; of an LSTM for its recurrent weights.
+            form that ``lath.convert`` was asked for, else separable; of an LSTM for its recurrent weights; in
+            orthogonal bases that of a forward call, of attention for all its weights together.
         parameters, dense_parameters: numbers now, and in the dense layer of the same function. Orthogonal bases count.
         trainable: those of the parameters that require a gradient.
         bytes, dense_bytes: memory of these.
