@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import warnings
 
@@ -421,6 +422,42 @@ def test_blur():
         controller.blur(0)
 
 
+def test_conversion_waits_for_bases_to_settle():
+    net = mlp(8, 8, 8, 8)
+    controller = controlled(net, delay=2, frequency=3, warmup_stability=0.9995, exclude="4")
+    direction = {layer: torch.randn_like(layer.weight) for layer in net[::2]}
+    looks, before = [], None
+    for step in range(1, 30):
+        with torch.no_grad():
+            for layer in net[::2]:
+                layer.weight.add_(direction[layer], alpha=0.5 * 0.7**step)
+        now = [torch.linalg.svd(layer.weight.detach())[::2] for layer in (net[0], net[2])]
+        changed = controller.step()
+        if step % 3 == 2:
+            if before is not None:
+                expected = [basis.stability(*a, *b).item() for a, b in zip(before, now, strict=True)]
+                looks.append(sum(expected) / 2)
+                if not changed:
+                    assert list(controller.stabilities.values()) == pytest.approx(expected)
+            before = now
+        else:
+            assert not changed
+        if controller.converted:
+            break
+    assert looks[-1] >= 0.9995 > looks[-2]
+    assert list(controller.ranks) == ["0", "2"]
+
+
+def test_a_dense_weight_that_is_not_finite_has_not_settled():
+    net = mlp(8, 8, 8)
+    with torch.no_grad():
+        net[0].weight[0, 0] = math.nan
+    controller = controlled(net, warmup_stability=0.9)
+    idle(controller, 3)
+    assert controller.stabilities == pytest.approx({"0.weight": -1.0, "2.weight": 1.0})
+    assert not controller.converted
+
+
 # ---- what an ordinary loop does beside -------------------------------------------------------------------------------
 
 KINDS = {
@@ -557,7 +594,7 @@ def test_a_loss_that_is_alive_still_does_not_disturb():
 def test_frozen_weights_stay_frozen_and_out_of_the_optimizer():
     net = mlp(8, 8, 8)
     net[0].weight.requires_grad_(False)
-    optimizer = sgd([*()] or nn.ParameterList([net[0].bias, *net[2].parameters()]), 0.1)
+    optimizer = optim.SGD([net[0].bias, *net[2].parameters()], 0.1)
     controller = controlled(net, optimizer)
     train(net, optimizer, batches(3, 4, 8, 8), controller)
     first, second = layers(net)
@@ -621,8 +658,6 @@ def test_state_is_plain_and_is_checked():
     net, optimizer, controller = build()
     train(net, optimizer, batches(12, 16, 8, 4), controller)
     state = controller.state_dict()
-    import json
-
     assert json.loads(json.dumps(state)) == state
     other = controlled(mlp(8, 8, 8), delay=10)
     before = list(other.model.modules())
@@ -632,6 +667,8 @@ def test_state_is_plain_and_is_checked():
     assert not other.converted
     with pytest.raises(ValueError, match="next not in the state"):
         other.load_state_dict({k: v for k, v in state.items() if k != "next"})
+    with pytest.raises(ValueError, match="rank, since, size, skips, stability of '0' missing"):
+        other.load_state_dict({**state, "weights": {"0": {"layer": "0"}}})
     fresh = build()[2].state_dict()
     with pytest.raises(ValueError, match="other converted layers: 0, 2, 4"):
         controller.load_state_dict(fresh)
@@ -705,6 +742,7 @@ def test_an_optimizer_without_a_weight_is_found_out_before_anything_changes():
         ({"layer_share": 0.0}, ValueError, "layer_share is 0.0"),
         ({"skip_updates": -1}, ValueError, "skip_updates is -1"),
         ({"stability": math.nan}, ValueError, "stability is nan"),
+        ({"warmup_stability": "high"}, TypeError, "warmup_stability is 'high', expected a number"),
         ({"second_moment": "rotate"}, ValueError, "second_moment is 'rotate', expected one of"),
         ({"compat": ["biases"]}, ValueError, "compat has 'biases', expected some of"),
         ({"include": 3}, TypeError, "include"),

@@ -24,6 +24,7 @@ from . import _cores, basis, optimizer_state, ranks
 from ._cores import Weight
 from ._crew import Crew, flat, unflat
 from ._policy import RankPolicy, count, number, positive, share
+from ._settling import Settling
 from .basis import Spectrum, Update
 from .convert import Selection, _selector
 from .specs import OIALR
@@ -31,6 +32,7 @@ from .specs import OIALR
 COMPAT = ("moments", "growth", "skips", "wide_convolutions")
 _MEND_EVERY = 100  # updates of a weight between two times that its bases are made orthonormal
 _WHAT = "lath.OIALRController"
+_SAVED = {"layer", "rank", "size", "skips", "since", "stability"}  # of each weight
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,9 @@ class OIALRController:
         include, exclude: as for ``lath.convert``.
         warmup: False converts at once, and the first update is after ``delay`` steps; a model that is converted already
             is then taken as it is.
+        warmup_stability: convert when the bases of the dense weights have settled: from step ``delay`` on they are
+            looked at every ``frequency`` steps, until the mean of their stabilities since the look before is at least
+            this. A resumed run begins with a first look again.
         fixed_rank: convert, and leave bases and ranks alone afterwards.
         layer_share: how many layers join at each update, as a share of all.
         skip_updates: how many updates a layer is left out of after each of its own.
@@ -146,6 +151,7 @@ class OIALRController:
         include: Selection = None,
         exclude: Selection = None,
         warmup: bool = True,
+        warmup_stability: float | None = None,
         fixed_rank: bool = False,
         layer_share: float = 0.1,
         skip_updates: int = 0,
@@ -165,6 +171,9 @@ class OIALRController:
         self.layer_share = share(f"{_WHAT}: layer_share", layer_share)
         self.skip_updates = count(f"{_WHAT}: skip_updates", skip_updates, 0)
         self.stability = None if stability is None else number(f"{_WHAT}: stability", stability)
+        if warmup_stability is not None:
+            number(f"{_WHAT}: warmup_stability", warmup_stability)
+        self.warmup_stability = warmup_stability
         if second_moment not in optimizer_state.SECOND_MOMENTS:
             expected = optimizer_state.SECOND_MOMENTS
             raise ValueError(f"{_WHAT}: second_moment is {second_moment!r}, expected one of {expected}")
@@ -175,10 +184,12 @@ class OIALRController:
         )
         self._include, self._exclude = _selector(include, "include"), _selector(exclude, "exclude")
         self._split, self._group = bool(distributed_updates), process_group
-
         self._wrapper: DistributedDataParallel | None = None
         self._stale = False
         self._model = self._unwrapped(model)
+        self._settling = Settling(self._model, self._spec, self._is_selected)
+        self._dense_stabilities: dict[str, float] = {}
+
         self._weights: list[Weight] = []
         self._step = self._updates = 0
         self._next = self.delay
@@ -225,8 +236,9 @@ class OIALRController:
 
     @property
     def stabilities(self) -> dict[str, float]:
-        """What was measured at the last update of each weight."""
-        return {w.key: w.stability for w in self._weights if w.stability is not None}
+        """What was measured at the last update of each weight; before the conversion, at the last look at it."""
+        measured = {w.key: w.stability for w in self._weights if w.stability is not None}
+        return measured or dict(self._dense_stabilities)
 
     @property
     def steps(self) -> int:
@@ -349,6 +361,11 @@ class OIALRController:
         if missing:
             raise ValueError(f"{_WHAT}.load_state_dict: {', '.join(missing)} not in the state")
         given = state["weights"]
+        for key, saved in given.items():
+            if not saved.keys() >= _SAVED:
+                raise ValueError(
+                    f"{_WHAT}.load_state_dict: {', '.join(sorted(_SAVED - saved.keys()))} of {key!r} missing"
+                )
         if self._weights:
             self._check_same(given, [w.key for w in self._weights])
         elif given:
@@ -360,6 +377,8 @@ class OIALRController:
             weight.stability = saved["stability"]
             if weight.core.rank != saved["size"]:
                 _cores.resize(weight.core, saved["size"])
+                for optimizer, _, _ in optimizer_state.places(self.optimizers, weight.core.s):
+                    optimizer_state.adopt(optimizer, weight.core.s, weight.core.s)
                 self._parameters_changed()
         self._step, self._updates, self._next = state["step"], state["updates"], state["next"]
 
@@ -391,12 +410,21 @@ class OIALRController:
     def _advance(self) -> bool:
         """Conversion if it is time, and the update."""
         changed = not self._weights
+        if changed and not self._has_settled():
+            self._next = max(self._step, self._next) + self.frequency
+            return False
         if changed:
             self.convert()
         if not self.fixed_rank:
             changed = self.update() or changed
         self._next = max(self._step, self._next) + self.frequency
         return changed
+
+    def _has_settled(self) -> bool:
+        if self.warmup_stability is None:
+            return True
+        found = self._dense_stabilities = self._settling.look(Crew(self._split, self._group))
+        return bool(found) and sum(found.values()) / len(found) >= self.warmup_stability
 
     def _due(self) -> list[Weight]:
         """The weights that take part in this update: those of the last layers that are not left out."""
@@ -520,6 +548,10 @@ class OIALRController:
         weight.rank, weight.since = rank, 0 if mended else weight.since + 1
 
     # ---- processes and wrappers -------------------------------------------------------------------------------------
+
+    def _is_selected(self, name: str, module: Module) -> bool:
+        included = self._include is None or self._include(name, module)
+        return included and not (self._exclude is not None and self._exclude(name, module))
 
     def _hand_over(self, optimizer: Optimizer, old: Parameter, weight: Weight) -> None:
         if "moments" in self.compat:
