@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lath import basis, ranks
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 F64 = torch.float64
 
 

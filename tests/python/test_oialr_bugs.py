@@ -13,6 +13,8 @@ from lath import optimizer_state
 from oialr_training import F64, batches, idle, mlp, train, with_spectrum
 from torch import nn, optim
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def controlled(net, optimizer, delay=5, frequency=5, **options):
     return lath.OIALRController(net, optimizer, delay, frequency, **{"keep_last": False, "layer_share": 1.0, **options})

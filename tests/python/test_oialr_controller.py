@@ -15,6 +15,8 @@ from lath import basis
 from oialr_training import F64, batches, idle, mlp, train, with_spectrum
 from torch import nn, optim
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEEP = [1.0, 0.9, 0.8, 0.05, 0.04, 0.03, 0.02, 0.01]
 
 
@@ -563,6 +565,45 @@ def test_convolutions_and_attention():
         assert p.shape != frozen[name].shape or not torch.equal(p, frozen[name]), name
 
 
+def test_the_rules_of_the_reference():
+    net = mlp(8, 16, 16, 4)
+    with_spectrum(net[2], [1.0] * 8 + [1e-4] * 8)
+    optimizer = optim.AdamW(net.parameters(), 0.01)
+    controller = controlled(net, optimizer, 4, 4, layer_share=0.1, compat="reference", cutoff=0.3)
+    train(net, optimizer, batches(3, 16, 8, 4), controller)
+    optimizer.zero_grad()
+    net(torch.randn(4, 8, dtype=F64)).sum().backward()
+    optimizer.step()
+    idle(controller)
+    state = optimizer.state[layers(net)[1].weight_s]
+    assert state["step"] == 4
+    assert (state["exp_avg"] == 0).all()
+    assert controller.ranks["2"] == state["exp_avg"].shape[0] < 16  # all three layers at once
+    train(net, optimizer, batches(3, 16, 8, 4), controller)
+    core = layers(net)[1].cores()[0]
+    with torch.no_grad():
+        core.s.copy_(core.s * torch.linspace(1, 0.01, core.rank, dtype=F64))
+    before = state["exp_avg"].clone()
+    idle(controller)
+    rank = controller.ranks["2"]
+    assert rank < before.shape[0]
+    assert torch.equal(optimizer.state[core.s]["exp_avg"], before[:rank, :rank])
+
+
+def test_a_compiled_model():
+    net = mlp(8, 16, 16, 4)
+    model = torch.compile(net, backend="eager", fullgraph=True)
+    optimizer = optim.AdamW(model.parameters(), 0.01)
+    controller = controlled(model, optimizer, 5, 5, cutoff=0.3)
+    assert controller.model is net
+    losses = train(model, optimizer, batches(40, 32, 8, 4), controller)
+    plain = mlp(8, 16, 16, 4)
+    optimizer = optim.AdamW(plain.parameters(), 0.01)
+    expected = train(plain, optimizer, batches(40, 32, 8, 4), controlled(plain, optimizer, 5, 5, cutoff=0.3))
+    assert losses == pytest.approx(expected)
+    assert sum(controller.ranks.values()) < 28
+
+
 def test_memory_falls_with_the_ranks():
     net = mlp(32, 32, dtype=torch.float32)
     with_spectrum(net[0], [1.0] + [1e-4] * 31)
@@ -763,10 +804,31 @@ def test_models_and_optimizers_that_do_not_fit():
         lath.OIALRController(net, [])
     with pytest.raises(TypeError, match="LBFGS keeps state that cannot follow"):
         lath.OIALRController(net, optim.LBFGS(net.parameters()))
+    layer = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="model is itself a Linear"):
+        lath.OIALRController(layer, sgd(layer))
     with pytest.raises(ValueError, match="the optimizer holds no weight of the model"):
         lath.OIALRController(net, sgd(mlp(8, 8)))
     with pytest.raises(RuntimeError, match="not converted yet"):
         controlled(net).update()
+
+
+def test_an_update_that_fails_leaves_everything(monkeypatch):
+    net = mlp(8, 8, 8)
+    for layer in net[::2]:
+        with_spectrum(layer, STEEP)
+    controller = controlled(net, frequency=2)
+    controller.convert()
+    before = controller.state_dict(), [t.clone() for t in net.state_dict().values()]
+    monkeypatch.setattr(controller.policy.__class__, "choose", lambda *_: 1 / 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            controller.step()
+    monkeypatch.undo()
+    assert (controller.state_dict(), controller.steps) == (before[0], 0)
+    assert all(torch.equal(a, b) for a, b in zip(before[1], net.state_dict().values(), strict=True))
+    assert controller.step()
+    assert controller.ranks == {"0": 4, "2": 4}
 
 
 def test_a_model_is_converted_once():

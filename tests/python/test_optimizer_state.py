@@ -11,6 +11,8 @@ import torch
 from lath import basis, optimizer_state
 from torch import nn, optim
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 F64 = torch.float64
 SGDS = [
     {},

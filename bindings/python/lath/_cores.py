@@ -153,8 +153,14 @@ def project_state(optimizer: Optimizer, old: Parameter, weight: Weight, second_m
 
 def resize(core: Core, size: int) -> None:
     """Cut, or fill up with zeros, to another rank; values are to follow."""
-    missing = size - core.rank
+    kept = min(size, core.rank)
+    core.replace_(*filled(core.u[:, :kept], core.s.detach()[:kept, :kept], core.vh[:kept], size))
+
+
+def filled(u: Tensor, s: Tensor, vh: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same weight with zeros up to rank ``size``."""
+    missing = size - s.shape[0]
+    if not missing:
+        return u, s, vh
     pad = nn.functional.pad
-    core.replace_(
-        pad(core.u, (0, missing)), pad(core.s.detach(), (0, missing, 0, missing)), pad(core.vh, (0, 0, 0, missing))
-    )
+    return pad(u, (0, missing)), pad(s, (0, missing, 0, missing)), pad(vh, (0, 0, 0, missing))

@@ -20,13 +20,13 @@ from torch.nn import Module, Parameter
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from . import _cores, basis, optimizer_state, ranks
+from . import _cores, _oialr, basis, optimizer_state, ranks
 from ._cores import Weight
 from ._crew import Crew, flat, unflat
 from ._policy import RankPolicy, count, number, positive, share
 from ._settling import Settling
 from .basis import Spectrum, Update
-from .convert import Selection, _selector
+from .convert import Selection, _check_model, _selector
 from .specs import OIALR
 
 COMPAT = ("moments", "growth", "skips", "wide_convolutions")
@@ -207,12 +207,14 @@ class OIALRController:
                 raise ValueError(
                     f"{_WHAT}: delay is 0, which leaves no dense warm-up; give warmup=False to start without one"
                 )
+            _check_model(self._model, "OIALRController", _oialr.FORMS)
             _check_held(self._model, self.optimizers)
             return
         if present:
             _cores.check_held(present, self.optimizers)
             self._weights = present
         else:
+            _check_model(self._model, "OIALRController", _oialr.FORMS)
             _check_held(self._model, self.optimizers)
             self.convert()
         if self.delay == 0:
@@ -292,8 +294,13 @@ class OIALRController:
         """
         if not self._weights:
             raise RuntimeError(f"{_WHAT}: the model is not converted yet, so there are no bases to update")
+        due = self._due()
+        changed = self._turn(due, lambda spectra: self.policy.choose(self._weights, spectra))
         self._updates += 1
-        changed = self._turn(self._due(), lambda spectra: self.policy.choose(self._weights, spectra))
+        for weight in self._weights:
+            weight.skips = max(0, weight.skips - 1)
+        for weight in due:
+            weight.skips = max(0, self.skip_updates - ("skips" in self.compat))
         if changed:
             self._parameters_changed()
         return changed
@@ -427,16 +434,11 @@ class OIALRController:
         return bool(found) and sum(found.values()) / len(found) >= self.warmup_stability
 
     def _due(self) -> list[Weight]:
-        """The weights that take part in this update: those of the last layers that are not left out."""
+        """The weights that take part in the next update: those of the last layers that are not left out."""
         layers = list(dict.fromkeys(w.layer for w in self._weights))
-        count = ranks.layers_due(len(layers), self._updates, self.layer_share, "growth" in self.compat)
+        count = ranks.layers_due(len(layers), self._updates + 1, self.layer_share, "growth" in self.compat)
         chosen = set(layers[len(layers) - count :])
-        due = [w for w in self._weights if w.layer in chosen and w.skips == 0]
-        for weight in self._weights:
-            weight.skips = max(0, weight.skips - 1)
-        for weight in due:
-            weight.skips = max(0, self.skip_updates - ("skips" in self.compat))
-        return due
+        return [w for w in self._weights if w.layer in chosen and w.skips == 0]
 
     # ---- an update --------------------------------------------------------------------------------------------------
 
@@ -467,6 +469,8 @@ class OIALRController:
             u, left, right, vh = unflat(vector, [t.shape for t in parts[j]])
             updates[j] = Update(u, updates[j].sigma, vh, left, right, updates[j].grown)
         sizes = [w.core.rank for w in self._weights]
+        for i, (_, turned) in found.items():
+            due[i].stability = turned
         for (_, weight, _), update in zip(active, updates, strict=True):
             self._apply(weight, update, blur)
         return sizes != [w.core.rank for w in self._weights]
@@ -510,14 +514,12 @@ class OIALRController:
         broken = [due[i].key for i, (sigma, _) in found.items() if not torch.isfinite(sigma).all()]
         if broken:
             self._warn(f"{', '.join(broken)}: the core is not finite or has no decomposition; it stays as it is")
-        for i, (_, turned) in found.items():
-            due[i].stability = turned
 
     def _is_loose(self, sigma: Tensor, turned: float, blur: float | None) -> bool:
         """Whether an update is to touch a weight with this spectrum."""
         if not torch.isfinite(sigma).all():
             return False
-        just_converted = self._updates <= 1  # nothing can have turned yet
+        just_converted = self._updates == 0  # nothing can have turned yet
         return blur is not None or self.stability is None or just_converted or turned < self.stability
 
     def _build(self, spectrum: Spectrum, maps: tuple[Tensor, Tensor] | None, weight: Weight, rank: int) -> Update:
@@ -534,8 +536,7 @@ class OIALRController:
         u, vh = update.u, update.vh
         s = update.sigma.diag() if blur is None else basis.blurred(update.sigma, blur)
         size = rank if self.shrink else max(rank, before)
-        missing, pad = size - rank, torch.nn.functional.pad
-        core.replace_(pad(u, (0, missing)), pad(s, (0, missing, 0, missing)), pad(vh, (0, 0, 0, missing)))
+        core.replace_(*_cores.filled(u, s, vh, size))
         for optimizer, _, _ in list(optimizer_state.places(self.optimizers, core.s)):
             if "moments" in self.compat:
                 optimizer_state.sliced(optimizer, core.s, rank, size)
