@@ -831,6 +831,49 @@ def test_an_update_that_fails_leaves_everything(monkeypatch):
     assert controller.ranks == {"0": 4, "2": 4}
 
 
+def test_layers_that_are_gone_are_found_out():
+    net = mlp(8, 8, 8)
+    controller = controlled(net, frequency=2)
+    idle(controller)
+    lath.restore(net)
+    with pytest.raises(RuntimeError, match="OIALR layers of the model are not those that it had"):
+        idle(controller, 2)
+
+
+def test_a_checkpoint_of_another_rank_in_the_midst():
+    net, small = mlp(8, 8, 8), mlp(8, 8, 8)
+    controller, other = controlled(net, cutoff=1e-9), controlled(small, max_rank=3)
+    idle(controller)
+    idle(other)
+    net.load_state_dict(small.state_dict())
+    x = torch.randn(2, 8, dtype=F64)
+    idle(controller)
+    assert controller.ranks == {"0": 3, "2": 3}
+    torch.testing.assert_close(net(x), small(x))
+
+
+def test_another_optimizer():
+    net = mlp(8, 8, 8)
+    for layer in net[::2]:
+        with_spectrum(layer, STEEP)
+    controller = controlled(net, frequency=2)
+    controller.convert()
+    with pytest.raises(RuntimeError, match="does not hold the cores of 0, 2"):
+        controller.set_optimizer(sgd(mlp(8, 8)))
+    optimizer = optim.Adam(net.parameters(), 0.001)
+    controller.set_optimizer(optimizer)
+    train(net, optimizer, batches(3, 4, 8, 8), controller)
+    assert [v.shape for v in optimizer.state[layers(net)[0].weight_s].values() if v.dim()] == [
+        (controller.ranks["0"],) * 2
+    ] * 2
+
+
+def test_a_change_by_hand_is_told_at_the_next_step():
+    controller = controlled(mlp(8, 8, 8), delay=10)
+    controller.convert()
+    assert idle(controller, 5) == [True, False, False, False, False]
+
+
 def test_a_model_is_converted_once():
     net = mlp(8, 8, 8)
     first, second = controlled(net), controlled(net)

@@ -46,6 +46,10 @@ class Settling:
         crew.share_([turned])
         return dict(zip(now, turned.tolist(), strict=True))
 
+    def forget(self) -> None:
+        """Let go of what was seen."""
+        self._before = {}
+
     def _weights(self) -> dict[str, Tensor]:
         found = {}
         for site in survey(self._model, _oialr.KINDS):

@@ -193,7 +193,9 @@ class OIALRController:
         self._weights: list[Weight] = []
         self._step = self._updates = 0
         self._next = self.delay
+        self._changed = False
         self._begin(bool(warmup))
+        self._changed = False
 
     def _begin(self, warmup: bool) -> None:
         present = _cores.weights(self._model)
@@ -251,17 +253,18 @@ class OIALRController:
         """To be called once for each training step, after that of the optimizer.
 
         Returns:
-            Whether parameters have been replaced, or have another size now: what was built on the old ones, a
-            DistributedDataParallel or a CUDA graph, has to be built anew.
+            Whether parameters have been replaced, or have another size, since the last call: what was built on the old
+            ones, a DistributedDataParallel or a CUDA graph, has to be built anew.
         """
         self._step += 1
-        if self._step < self._next:
-            return False
         try:
-            return self._advance()
+            if self._step >= self._next:
+                self._advance()
         except BaseException:
             self._step -= 1
             raise
+        changed, self._changed = self._changed, False
+        return changed
 
     def convert(self) -> None:
         """Convert the model now, without waiting for the delay.
@@ -281,19 +284,21 @@ class OIALRController:
 
         arguments = self._model, self._spec, self._include, excluded, self.optimizers
         self._weights = _cores.converted(*arguments, self._hand_over, self._synchronize)
+        self._settling.forget()
         self._parameters_changed()
 
     def update(self) -> bool:
-        """Update the bases of the layers whose turn it is, now; the answer is that of :meth:`step`.
+        """Update the bases of the layers whose turn it is, now; whether a parameter has another size.
 
         A core that is not finite, or that cannot be decomposed, stays as it is until the next update, with a warning
         that names it.
 
         Raises:
-            RuntimeError: the model is not converted yet.
+            RuntimeError: the model is not converted yet, or its OIALR layers are others than they were.
         """
         if not self._weights:
             raise RuntimeError(f"{_WHAT}: the model is not converted yet, so there are no bases to update")
+        self._look_again()
         due = self._due()
         changed = self._turn(due, lambda spectra: self.policy.choose(self._weights, spectra))
         self._updates += 1
@@ -304,6 +309,19 @@ class OIALRController:
         if changed:
             self._parameters_changed()
         return changed
+
+    def set_optimizer(self, optimizer: Optimizer | Iterable[Optimizer]) -> None:
+        """Go on with another optimizer of the model's present parameters.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as at construction and conversion.
+        """
+        several = _optimizers(optimizer)
+        if self._weights:
+            _cores.check_held(self._weights, several)
+        else:
+            _check_held(self._model, several)
+        self.optimizers = several
 
     def blur(self, width: float = 1.0, include: Selection = None) -> None:
         """Mix neighbouring singular values: cores become the upper triangle of ``diag(sigma) K``, ``basis.blurred``.
@@ -388,6 +406,7 @@ class OIALRController:
                     optimizer_state.adopt(optimizer, weight.core.s, weight.core.s)
                 self._parameters_changed()
         self._step, self._updates, self._next = state["step"], state["updates"], state["next"]
+        self._changed = False
 
     def _structure(self, given: Mapping[str, Any]) -> list[Weight]:
         layers = {saved["layer"] for saved in given.values()}
@@ -414,18 +433,24 @@ class OIALRController:
 
     # ---- the schedule -----------------------------------------------------------------------------------------------
 
-    def _advance(self) -> bool:
+    def _advance(self) -> None:
         """Conversion if it is time, and the update."""
-        changed = not self._weights
-        if changed and not self._has_settled():
-            self._next = max(self._step, self._next) + self.frequency
-            return False
-        if changed:
-            self.convert()
-        if not self.fixed_rank:
-            changed = self.update() or changed
+        if self._weights or self._has_settled():
+            if not self._weights:
+                self.convert()
+            if not self.fixed_rank:
+                self.update()
         self._next = max(self._step, self._next) + self.frequency
-        return changed
+
+    def _look_again(self) -> None:
+        """The layers are in the user's hands between updates."""
+        if [w.core for w in _cores.weights(self._model)] != [w.core for w in self._weights]:
+            raise RuntimeError(
+                f"{_WHAT}: the OIALR layers of the model are not those that it had; make a new controller"
+            )
+        for weight in self._weights:
+            if self.shrink or weight.rank > weight.core.rank:
+                weight.rank = weight.core.rank
 
     def _has_settled(self) -> bool:
         if self.warmup_stability is None:
@@ -580,7 +605,7 @@ class OIALRController:
                 return inner
 
     def _parameters_changed(self) -> None:
-        self._stale = self._wrapper is not None
+        self._stale, self._changed = self._wrapper is not None, True
 
     def _refuse_stale(self, wrapper: Module, inputs: object) -> None:
         if wrapper.training and (wrapper is not self._wrapper or self._stale):
