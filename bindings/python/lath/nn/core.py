@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A weight in an orthogonal basis, ``W = U S Vh``: what training controllers see of the layers that hold one.
 
-The form of Coquelin et al., "Harnessing Orthogonality to Train Low-Rank Neural Networks" (OIALR), arXiv 2401.08505: U and
-Vh have orthonormal columns and rows and are frozen, the core S trains.
+The form of Coquelin et al., "Harnessing Orthogonality to Train Low-Rank Neural Networks" (OIALR), arXiv 2401.08505: U
+and Vh have orthonormal columns and rows and are frozen, the core S trains.
 """
 
 from __future__ import annotations
