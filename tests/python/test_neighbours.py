@@ -161,10 +161,10 @@ def test_no_rank_above_the_full_one():
     assert lath.StableRank().rank(Estimate(10, 21), Estimate(10, 20)) == 10
 
 
-@pytest.mark.parametrize(("floor", "expected"), [(None, 4), (5, 20), (2, 50)])
+@pytest.mark.parametrize(("floor", "expected"), [(None, 5), (5, 20), (2, 51)])
 def test_floors(floor, expected):
-    assert lath.StableRank(floor=floor).rank(Estimate(100, 1), Estimate(100, 25)) == expected
-    vanilla = lath.StableRank("vanilla", floor).rank(Estimate(100, 1), Estimate(100, 25))
+    assert lath.StableRank(floor=floor).rank(Estimate(103, 1), Estimate(103, 25)) == expected
+    vanilla = lath.StableRank("vanilla", floor).rank(Estimate(103, 1), Estimate(103, 25))
     assert vanilla == (1 if floor is None else expected)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from lath.nn import LowRankConv2d, LowRankConv2dNorm, LowRankLinear, LowRankLSTM, LowRankMultiheadAttention
 from torch import nn
-from torch.nn.parallel import DataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
@@ -119,7 +119,7 @@ def test_the_first_step_is_that_of_a_new_optimizer():
     """State is dropped: moments, and step counts with them."""
     model, data = mlp(), batches()
     optimizer = OPTIMIZERS["Adam"](model.parameters())
-    warmup = lath.WarmupThenFactor(model, optimizer, low_rank(), 1)
+    warmup = lath.WarmupThenFactor(model, optimizer, low_rank(), 1, exclude="4")
     train(model, optimizer, data, 20)
     warmup.epoch()
     assert not optimizer.state
@@ -245,9 +245,9 @@ def test_every_kind_of_layer(inner_bias):
     found = [{id(p) for p in group["params"]} for group in optimizer.param_groups]
     assert len(entries(optimizer)) == len(list(model.parameters())) == len(found[0] | found[1])
     for name, parameter in model.named_parameters():
-        if "inner_bias" in name or name.startswith("conv.norm"):
-            continue  # their layers have no bias to take the place of, or are new
-        assert (id(parameter) in found[1]) is ("bias" in name), name
+        # An inner bias goes with the weight, and so does a norm where the layer has no bias.
+        is_bias = "bias" in name and "inner_bias" not in name and not name.startswith("conv.norm")
+        assert (id(parameter) in found[1]) is is_bias, name
     model(torch.randn(2, 5, 16)).backward()
     optimizer.step()
 
@@ -355,6 +355,16 @@ def test_factor_of_the_learning_rate_and_a_scheduler_made_anew():
     assert rates == pytest.approx([0.4, 0.4, 0.05, 0.075, 0.1])
 
 
+def test_a_scheduler_made_at_the_switch_starts_from_the_new_rate():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.4)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
+    lath.WarmupThenFactor(model, optimizer, low_rank(), 0, lr_factor=0.25)
+    assert optimizer.param_groups[0]["initial_lr"] == pytest.approx(0.1)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
 # ---- Cuttlefish ---------------------------------------------------------------------------------------------------
 
 
@@ -380,6 +390,7 @@ class TestCuttlefish:
             if warmup.epoch():
                 switched = epoch
                 break
+            assert warmup.step() is False  # the epoch goes on
         history = warmup.detector.history
         assert history["0"][1:6] == [9, 7, 5, 3, 3]
         assert history["2"][1:6] == [6, 6, 6, 6, 6]
@@ -483,8 +494,11 @@ def test_pufferfish_keeps_the_first_layers_dense():
 def test_resumed_training_is_the_same(spec, options, stop):
     """To the bit, from before the switch and from after it."""
 
-    def start():
+    def start(constant=None):
         model = cnn()
+        if constant is not None:
+            for p in model.parameters():
+                nn.init.constant_(p, constant)
         optimizer = OPTIMIZERS["Adam"](model.parameters())
         rule = lath.RankSwitch(window=2, last=2, threshold=50.0)
         switch = rule if isinstance(spec, lath.StableRank) else 3
@@ -502,9 +516,7 @@ def test_resumed_training_is_the_same(spec, options, stop):
     saved = copy.deepcopy([part.state_dict() for part in one])
     assert saved[2]["switched"] is (stop == 5)
     go_on(*one, range(stop, 8))
-    torch.manual_seed(11)
-    other = start()
-    train(other[0], other[1], batches(3, 8, 8), 2)  # weights that are not those of the checkpoint
+    other = start(constant=0.1)  # whose weights have other ranks than those of the checkpoint
     other[2].load_state_dict(saved[2])
     other[0].load_state_dict(saved[0])
     other[1].load_state_dict(saved[1])
@@ -588,3 +600,50 @@ def test_a_convolution_without_norms_is_a_plain_low_rank_one():
     model = cnn()
     lath.WarmupThenFactor(model, OPTIMIZERS["SGD"](model.parameters()), low_rank(), 0, include="2")
     assert type(model[2]) is LowRankConv2d
+
+
+# ---- data-parallel ------------------------------------------------------------------------------------------------
+
+
+def _parallel_run(rank, address, results):
+    """One of two processes, each with batches of its own; the module is wrapped anew at the switch."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    try:
+        model = mlp()
+        optimizer = OPTIMIZERS["SGD"](model.parameters())
+        rule = lath.RankSwitch(window=2, last=2, threshold=50.0)
+        warmup = lath.WarmupThenFactor(model, optimizer, lath.StableRank("vanilla"), rule, exclude="4")
+        wrapped, data = DistributedDataParallel(model), batches()
+        for epoch in range(6):
+            for x, target in itertools.islice(data, 4):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(wrapped(x[rank::2]), target[rank::2]).backward()
+                optimizer.step()
+            if warmup.epoch():
+                switched, wrapped = epoch, DistributedDataParallel(model)
+        results.put((rank, switched, {name: t.tolist() for name, t in model.state_dict().items()}))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+def test_two_processes_switch_together_and_stay_equal(tmp_path):
+    context = torch.multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    address = f"file://{tmp_path / 'meeting'}"
+    processes = [context.Process(target=_parallel_run, args=(rank, address, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(120)
+            assert process.exitcode == 0
+        (_, switched, state), (_, other_switched, other_state) = sorted(results.get() for _ in processes)
+    finally:
+        for process in processes:
+            process.kill()
+    assert switched == other_switched == 2
+    assert "0.weight_v" in state
+    assert state == other_state

@@ -115,12 +115,12 @@ class StableRank:
 
     With sr the stable rank cut off to an integer, full = min(m, n) and xi = full / sr of the weight at the start:
 
-    ===========  =====================================================
+    ===========  ==========================
     metric       rank
-    ===========  =====================================================
-    ``scaled``   ``ceil(xi sr)``, or full where ``floor(xi sr) > full``
+    ===========  ==========================
+    ``scaled``   ``ceil(xi sr)``, at most full
     ``vanilla``  ``sr``
-    ===========  =====================================================
+    ===========  ==========================
 
     A layer whose rank would not be cheaper than its dense weight stays dense.
 
@@ -156,8 +156,7 @@ class StableRank:
         rank = now.stable
         if self.metric == "scaled":
             # In whole numbers: a factor in doubles could lift a product that is exact above its integer.
-            scaled = now.full * now.stable
-            rank = now.full if scaled // start.stable > now.full else -(-scaled // start.stable)
+            rank = -(-now.full * now.stable // start.stable)
         least = 1 if self.floor is None else now.full // self.floor
         return min(now.full, max(rank, least, 1))
 

@@ -61,7 +61,8 @@ class WarmupThenFactor:
             factors of a group with weight decay move to a new group at the end. Schedulers count groups: make a new one
             in ``on_switch``. Not together with ``norms``, whose scale would undo it.
         lr_factor: what the learning rates of all groups are multiplied with at the switch; 1/3 for transformers in
-            Cuttlefish. Schedulers that compute rates from their start multiply the new one.
+            Cuttlefish. A scheduler that computes each rate from the first one, like LambdaLR, does not know of it: make
+            a new one in ``on_switch``.
         keep_state: keep the optimizer's state of the parameters that stay.
         steps_per_epoch: count an epoch every so many calls of :meth:`step`, instead of calls of :meth:`epoch`.
         on_switch: called with this object after the switch, to make a scheduler, say.
