@@ -142,6 +142,12 @@ def test_a_frozen_copy_knows_the_norm(changed):
     torch.testing.assert_close(made(x).detach(), after)
 
 
+def test_no_frozen_copy_where_there_is_no_dense_twin():
+    made = LowRankConv2dNorm(4, 6, 3, 9, padding=1, mode="separable").eval()
+    assert made.freeze() is False
+    assert LowRankConv2dNorm(4, 6, 3, 9, padding=(0, 1), mode="separable").eval().freeze() is True
+
+
 def test_copies_and_checkpoints():
     made = layer(padding=1).eval()
     x = torch.randn(2, 4, 9, 9, dtype=F64)

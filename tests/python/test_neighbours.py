@@ -477,6 +477,12 @@ class TestProfile:
         with pytest.raises(ValueError, match=r"ratio is 0.5"):
             found.dense(ratio=0.5)
 
+    def test_contenders_take_turns(self):
+        order = []
+        calls = {key: lambda key=key: order.append(key) for key in "ab"}
+        assert set(profile._in_turns(calls, 3, lambda: None)) == {"a", "b"}
+        assert "".join(order) == "ab" + "ab" + "ba" + "ab"
+
     def test_leaves_the_model_as_it_was(self):
         model = Blocks().train()
         model.one[1].eval()

@@ -193,6 +193,16 @@ def test_what_the_optimizer_did_not_train_stays_out():
     assert not model[0].bias.requires_grad
 
 
+def test_an_inner_bias_goes_with_the_weight():
+    model = mlp()
+    groups = [{"params": [model[i].weight for i in (0, 2, 4)]}, {"params": [model[i].bias for i in (0, 2, 4)]}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    lath.WarmupThenFactor(model, optimizer, low_rank(inner_bias=True), 0, exclude="4")
+    weights, biases = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
+    assert {id(model[0].inner_bias), id(model[2].inner_bias)} <= weights
+    assert biases == {id(model[i].bias) for i in (0, 2, 4)}
+
+
 def test_names_of_parameters_follow():
     model = mlp()
     optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1, weight_decay=0.1)
@@ -266,6 +276,13 @@ def test_norms_between_the_factors_of_convolutions():
     before = model[2].norm.weight.detach().clone()
     train(model, optimizer, data, 2)
     assert not torch.equal(model[2].norm.weight, before)
+
+
+def test_norms_only_where_it_has_factored():
+    model = cnn()
+    lath.convert(model, low_rank(), include="2")
+    lath.WarmupThenFactor(model, OPTIMIZERS["SGD"](model.parameters()), low_rank(), 0, norms=True, include="0")
+    assert [type(model[i]) for i in (0, 2)] == [LowRankConv2dNorm, LowRankConv2d]
 
 
 class TestFrobeniusDecay:
