@@ -9,7 +9,7 @@ import pickle
 import lath
 import pytest
 import torch
-from lath.neighbours.norms import insert_norms
+from lath.neighbours import insert_norms
 from lath.nn import LowRankConv2d, LowRankConv2dNorm
 from torch import nn
 

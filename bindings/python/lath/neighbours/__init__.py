@@ -6,6 +6,7 @@ Each of them is a choice of four: which layers are factored, at which ranks, whe
 ones, :func:`spectral_frobenius` needs no warm-up.
 """
 
+from .norms import insert_norms
 from .presets import SpectralFrobenius, cuttlefish, pufferfish, spectral_frobenius
 from .profile import BlockProfile, Profile, profile_blocks
 from .stable_rank import StableRank, stable_rank, stable_ranks
@@ -23,6 +24,7 @@ __all__ = [
     "StableRank",
     "WarmupThenFactor",
     "cuttlefish",
+    "insert_norms",
     "profile_blocks",
     "pufferfish",
     "spectral_frobenius",
