@@ -29,6 +29,19 @@ from .decay import (  # noqa: E402
 )
 from .freeze import freeze, unfreeze  # noqa: E402
 from .info import info  # noqa: E402
+from .neighbours import (  # noqa: E402
+    AfterEpochs,
+    AfterSteps,
+    RankSwitch,
+    StableRank,
+    WarmupThenFactor,
+    cuttlefish,
+    profile_blocks,
+    pufferfish,
+    spectral_frobenius,
+    stable_rank,
+    stable_ranks,
+)
 from .report import LayerReport, Report, report  # noqa: E402
 from .rules import decom_rule  # noqa: E402
 from .specs import LowRank  # noqa: E402
@@ -36,12 +49,18 @@ from .spectral import ranks_for_budget, singular_values, spectral_init  # noqa: 
 
 __all__ = [
     "LIBRARY",
+    "AfterEpochs",
+    "AfterSteps",
     "FrobeniusDecay",
     "LayerReport",
     "LowRank",
+    "RankSwitch",
     "Report",
+    "StableRank",
+    "WarmupThenFactor",
     "__version__",
     "convert",
+    "cuttlefish",
     "decay_groups",
     "decom_rule",
     "dense_state_dict",
@@ -53,10 +72,15 @@ __all__ = [
     "mixed_decay",
     "nn",
     "ops",
+    "profile_blocks",
+    "pufferfish",
     "ranks_for_budget",
     "report",
     "restore",
     "singular_values",
+    "spectral_frobenius",
     "spectral_init",
+    "stable_rank",
+    "stable_ranks",
     "unfreeze",
 ]

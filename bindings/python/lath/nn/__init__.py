@@ -3,8 +3,16 @@
 
 from .attention import LowRankMultiheadAttention
 from .conv import LowRankConv2d
+from .conv_norm import LowRankConv2dNorm
 from .linear import LowRankLinear
 from .lstm import LowRankLSTM
 from .oialr import OIALRLinear
 
-__all__ = ["LowRankConv2d", "LowRankLSTM", "LowRankLinear", "LowRankMultiheadAttention", "OIALRLinear"]
+__all__ = [
+    "LowRankConv2d",
+    "LowRankConv2dNorm",
+    "LowRankLSTM",
+    "LowRankLinear",
+    "LowRankMultiheadAttention",
+    "OIALRLinear",
+]
