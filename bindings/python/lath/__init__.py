@@ -18,7 +18,7 @@ LIBRARY = _load.load()
 _cuda.start(LIBRARY)
 
 from . import _conv_cuda, _fake, nn, ops  # noqa: E402, F401  (these need the operators)
-from .convert import convert, dense_state_dict, restore  # noqa: E402
+from .convert import convert, dense_state_dict, oialr_to_lowrank, restore  # noqa: E402
 from .decay import (  # noqa: E402
     FrobeniusDecay,
     decay_groups,
@@ -42,13 +42,15 @@ from .neighbours import (  # noqa: E402
     stable_rank,
     stable_ranks,
 )
+from .nn.cored import oialr_cores  # noqa: E402
 from .report import LayerReport, Report, report  # noqa: E402
 from .rules import decom_rule  # noqa: E402
-from .specs import LowRank  # noqa: E402
+from .specs import OIALR, LowRank  # noqa: E402
 from .spectral import ranks_for_budget, singular_values, spectral_init  # noqa: E402
 
 __all__ = [
     "LIBRARY",
+    "OIALR",
     "AfterEpochs",
     "AfterSteps",
     "FrobeniusDecay",
@@ -71,6 +73,8 @@ __all__ = [
     "l2_decay",
     "mixed_decay",
     "nn",
+    "oialr_cores",
+    "oialr_to_lowrank",
     "ops",
     "profile_blocks",
     "pufferfish",

@@ -25,7 +25,7 @@ def candidates(model: nn.Module, spec, include: Selection, exclude: Selection, w
     sites = survey(model)
     reasons = [site.reason or _already(site) for site in sites]
     _select(sites, reasons, _selector(include, "include"), _selector(exclude, "exclude"))
-    _skip_ends(reasons, spec)
+    _skip_ends(reasons, spec.skip_first, spec.skip_last)
     chosen = [site for site, reason in zip(sites, reasons, strict=True) if reason is None]
     if not chosen:
         notes = "; ".join(f"{site.name}: {reason}" for site, reason in zip(sites[:5], reasons[:5], strict=True))

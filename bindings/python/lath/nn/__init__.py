@@ -7,6 +7,8 @@ from .conv_norm import LowRankConv2dNorm
 from .linear import LowRankLinear
 from .lstm import LowRankLSTM
 from .oialr import OIALRLinear
+from .oialr_attention import OIALRMultiheadAttention
+from .oialr_conv import OIALRConv1d, OIALRConv2d, OIALRConv3d
 
 __all__ = [
     "LowRankConv2d",
@@ -14,5 +16,9 @@ __all__ = [
     "LowRankLSTM",
     "LowRankLinear",
     "LowRankMultiheadAttention",
+    "OIALRConv1d",
+    "OIALRConv2d",
+    "OIALRConv3d",
     "OIALRLinear",
+    "OIALRMultiheadAttention",
 ]

@@ -10,6 +10,7 @@ from torch.nn import BatchNorm2d, Conv2d
 from .._conv import convolve, geometry, stages
 from ..factor import merge_conv
 from ..ops import lowrank_conv2d
+from ._geometry import pad_ahead
 from .conv import LowRankConv2d
 
 
@@ -151,9 +152,7 @@ class LowRankConv2dNorm(LowRankConv2d):
             copy = self._frozen_copy(x)
             if copy is not None:
                 return self._forward_dense(x, *copy)
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            x, padding = self._pad(x)
+        x, padding = pad_ahead(self, x)
         window = (self.stride, padding, self.dilation, self.groups, self.mode)
         if not self.training:
             weight_v, shift = self._scaled()
