@@ -3,6 +3,8 @@
 #ifndef LATH_CUDA_GEMM_PRODUCT_H
 #define LATH_CUDA_GEMM_PRODUCT_H
 
+#include <string.h>
+
 #include "lath_cuda.h"
 
 #ifdef __cplusplus
@@ -25,6 +27,16 @@ struct lath_cuda_gemm {
   void *workspace; /* with a bias: lath_lt_workspace(...) bytes, see lt.h. Less, or none, is slower and not an error. */
   size_t workspace_bytes;
 };
+
+/* op(a) (m, k) times op(b) (k, n), all of one type; a and b are for the caller to set. */
+static inline struct lath_cuda_gemm lath_gemm(lath_dtype dtype, int64_t m, int64_t n, int64_t k, void *c, int64_t s_c) {
+  struct lath_cuda_gemm gemm;
+  memset(&gemm, 0, sizeof gemm);
+  gemm.a_type = gemm.b_type = gemm.c_type = dtype;
+  gemm.m = m, gemm.n = n, gemm.k = k;
+  gemm.c = c, gemm.s_c = s_c;
+  return gemm;
+}
 
 /* By cuBLAS where there is a handle and the operands suit it, else by lath_cuda_tiled. Empty sums give the bias or zeros. */
 lath_status lath_cuda_product(const struct lath_cuda_gemm *product, struct lath_cuda *cuda);
