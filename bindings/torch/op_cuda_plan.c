@@ -68,7 +68,8 @@ static bool cuda_oialr_linear_plan(struct call *call) {
   if (!call_int_between(call, CHOICE, "route", LATH_OIALR_AUTO, LATH_OIALR_MERGED, &route)) return false;
   if (!take_device(call, &a.dtype)) return false;
   a.route = (lath_oialr_route)route;
-  a.x = a.vh = a.s = a.u = a.y = a.dy = operand;
+  a.x = a.vh = a.s = a.u = a.dy = operand;
+  a.y = operand;
   a.s_x = a.s_vh = a.s_dx = a.in;
   a.s_s = a.s_u = a.rank;
   a.s_y = a.s_dy = a.out;
