@@ -48,6 +48,12 @@ int lath_cuda_has_blas(const struct lath_cuda *cuda);
  * one of a and b float and the other two 16-bit. Every sum is one chain in the order of k. */
 int lath_cuda_tiled(const struct lath_cuda_gemm *product, void *stream);
 
+/* The same with k cut into parts, so that a small c with a long k keeps the GPU busy: all of one type, c without a gap, no bias, nothing
+ * accumulated. `partial` holds parts m n elements of lath_sum_type(c_type). How many parts depends on the shape and on the number of
+ * multiprocessors alone, and they are added in order. */
+int64_t lath_cuda_tiled_parts(int64_t m, int64_t n, int64_t k, int multiprocessors);
+int lath_cuda_tiled_in_parts(const struct lath_cuda_gemm *product, int64_t parts, void *partial, void *stream);
+
 #ifdef __cplusplus
 }
 #endif

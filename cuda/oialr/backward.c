@@ -20,13 +20,23 @@ struct backward {
   void *t, *h, *svh;
   struct lath_pair dx;
   struct lath_pair_room dx_room;
-  void *partial; /* of d_bias */
+  void *partial;    /* of d_bias */
+  int64_t ds_parts; /* without cuBLAS, which cuts a sum over many rows into parts by itself */
+  void *ds_partial;
 };
+
+static void take_ds(struct backward *b, const struct lath_cuda *cuda, struct lath_arena *arena) {
+  const struct lath_oialr_linear *a = b->a;
+  b->ds_parts =
+      lath_cuda_has_blas(cuda) ? 1 : lath_cuda_tiled_parts(a->rank, a->rank, a->rows, b->choice.device.multiprocessors);
+  if (b->ds_parts > 1) b->ds_partial = lath_cuda_take(arena, lath_sum_type(a->dtype), b->ds_parts * a->rank, a->rank);
+}
 
 static void take_factors(struct backward *b, const struct lath_cuda *cuda, struct lath_arena *arena) {
   const struct lath_oialr_linear *a = b->a;
   b->folded = a->dx && b->choice.route == LATH_OIALR_FOLDED;
   b->t = a->t;
+  if (a->ds) take_ds(b, cuda, arena);
   if (a->ds && !a->t) b->t = lath_cuda_take(arena, a->dtype, a->rows, a->rank);
   if (a->ds || (a->dx && !b->folded)) b->h = lath_cuda_take(arena, a->dtype, a->rows, a->rank);
   if (b->folded) b->svh = lath_cuda_take(arena, a->dtype, a->rank, a->in);
@@ -75,7 +85,8 @@ static lath_status form_ds(const struct backward *b, struct lath_cuda *cuda) {
   struct lath_cuda_gemm gemm = lath_gemm(a->dtype, a->rank, a->rank, a->rows, a->ds, a->rank);
   gemm.a = b->h, gemm.s_a = a->rank, gemm.a_transposed = 1;
   gemm.b = b->t, gemm.s_b = a->rank;
-  return lath_cuda_product(&gemm, cuda);
+  if (b->ds_parts == 1) return lath_cuda_product(&gemm, cuda);
+  return lath_device_check(cuda, lath_cuda_tiled_in_parts(&gemm, b->ds_parts, b->ds_partial, cuda->stream));
 }
 
 static lath_status form_d_bias(const struct backward *b, struct lath_cuda *cuda) {

@@ -192,11 +192,13 @@ std::string ParameterName(const testing::TestParamInfo<OialrDevice::ParamType> &
          RouteName(testing::TestParamInfo<int>(std::get<1>(info.param), info.index));
 }
 
-INSTANTIATE_TEST_SUITE_P(Thin, OialrDevice,
-                         testing::Combine(testing::Values(LATH_OIALR_AUTO, LATH_OIALR_CHAINED, LATH_OIALR_FOLDED),
+INSTANTIATE_TEST_SUITE_P(Factored, OialrDevice,
+                         testing::Combine(testing::Values(LATH_OIALR_CHAINED, LATH_OIALR_FOLDED),
                                           testing::ValuesIn(kPairRoutes)),
                          ParameterName);
-INSTANTIATE_TEST_SUITE_P(Whole, OialrDevice, testing::Values(std::make_tuple(LATH_OIALR_MERGED, kPlanned)), ParameterName);
+INSTANTIATE_TEST_SUITE_P(Whole, OialrDevice,
+                         testing::Combine(testing::Values(LATH_OIALR_AUTO, LATH_OIALR_MERGED), testing::Values(kPlanned)),
+                         ParameterName);
 
 // The device rounds t to the type of x and the processor does not; both compute the same layer.
 TEST(OialrDeviceAndProcessor, AgreeOnIntegers) {

@@ -125,6 +125,23 @@ TEST(OialrDeviceLaunches, AreThoseOfTheForcedPair) {
     }
   }
 }
+
+// Without cuBLAS ds of many rows is a kernel over parts of them and one that adds the parts; h is one more, in front.
+TEST(OialrDeviceLaunches, SumManyRowsInParts) {
+  for (const lath_dtype dtype : kDtypes) {
+    for (const int64_t rows : {300, 600}) {
+      const OialrInputs inputs = ExactOialrInputs(dtype, {rows, 40, 16, 24}, false, 5);
+      OialrDeviceOptions options;
+      options.association = LATH_OIALR_CHAINED;
+      options.blas = false;
+      const OialrForward forward = OialrForwardOnDevice(inputs, options, true);
+      const long before = emulator_launches();
+      const OialrBackward run = OialrBackwardOnDevice(inputs, options, kOialrDs, &forward.t, false);
+      EXPECT_EQ(emulator_launches() - before, rows == 600 ? 3 : 2);
+      EXPECT_TRUE(Exact(run, inputs.Want(), kOialrDs));
+    }
+  }
+}
 #endif
 
 // ---- refusals --------------------------------------------------------------------------------------------------------
