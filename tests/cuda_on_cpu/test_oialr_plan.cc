@@ -68,8 +68,12 @@ TEST(OialrDevicePlan, AnOrderIsFollowed) {
     }
   }
   DeviceOptions options;
-  options.route = LATH_LOWRANK_MERGED;
-  EXPECT_EQ(PlanOf(ArgsOf(LATH_F32, 100, 64, 8, 64), true, options).route, LATH_OIALR_MERGED);
+  for (const bool training : {false, true}) {
+    options.route = LATH_LOWRANK_MERGED;
+    EXPECT_EQ(PlanOf(ArgsOf(LATH_F32, 100, 64, 8, 64), training, options).route, LATH_OIALR_MERGED);
+    options.route = LATH_LOWRANK_PRODUCTS;
+    EXPECT_NE(PlanOf(ArgsOf(LATH_F32, 16384, 1024, 900, 1024), training, options).route, LATH_OIALR_MERGED);
+  }
 }
 
 TEST(OialrDevicePlan, CountsAsTheProcessorsDoes) {
