@@ -380,9 +380,9 @@ struct lath_oialr_linear {
 
 struct lath_oialr_plan {
   lath_oialr_route route; /* never LATH_OIALR_AUTO */
-  int64_t macs;           /* multiply-adds of the call under this plan: of the forward, or of a training step with every gradient */
-  int64_t dense_macs;     /* of the dense layer: rows in out, three times that for a training step */
-  int save_t;             /* 1: a forward that is followed by a backward keeps t; 0: it keeps x */
+  int64_t macs;       /* multiply-adds of the call under this plan: of the forward, or of a training step with every gradient */
+  int64_t dense_macs; /* of the dense layer: rows in out, three times that for a training step */
+  int save_t;         /* 1: a forward that is followed by a backward keeps t; 0: it keeps x */
 };
 
 /* Pure arithmetic on the shape; `training` is 0 for a forward alone, 1 for forward and backward together. F64 is chained unless

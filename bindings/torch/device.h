@@ -40,6 +40,8 @@ bool device_lowrank_linear(struct call *call, struct lath_lowrank_linear *args);
 bool device_lowrank_linear_backward(struct call *call, struct lath_lowrank_linear *args);
 bool device_lowrank_lstm(struct call *call, struct lath_lowrank_lstm *args);
 bool device_lowrank_lstm_backward(struct call *call, struct lath_lowrank_lstm *args);
+bool device_oialr_linear(struct call *call, struct lath_oialr_linear *args);
+bool device_oialr_linear_backward(struct call *call, struct lath_oialr_linear *args);
 bool device_frobenius(struct call *call, struct lath_frobenius *args, void *value);
 bool device_frobenius_backward(struct call *call, struct lath_frobenius *args, const void *scale);
 

@@ -54,6 +54,14 @@ bool device_lowrank_lstm_backward(struct call *call, struct lath_lowrank_lstm *a
   return WITH_WORKSPACE(call, lath_lowrank_lstm_backward_workspace, lath_lowrank_lstm_backward, args);
 }
 
+bool device_oialr_linear(struct call *call, struct lath_oialr_linear *args) {
+  return WITH_WORKSPACE(call, lath_oialr_linear_workspace, lath_oialr_linear, args);
+}
+
+bool device_oialr_linear_backward(struct call *call, struct lath_oialr_linear *args) {
+  return WITH_WORKSPACE(call, lath_oialr_linear_backward_workspace, lath_oialr_linear_backward, args);
+}
+
 bool device_frobenius(struct call *call, struct lath_frobenius *args, void *value) {
   double sum = 0.0;
   args->value = &sum;

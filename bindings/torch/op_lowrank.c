@@ -91,19 +91,7 @@ static bool take_dy(struct call *call, int index, struct lowrank *l) {
 }
 
 static bool take_p(struct call *call, int index, struct lowrank *l) {
-  struct tensor p;
-  struct matrix matrix;
-  bool absent;
-  if (!unpack_absent(call, index, "p", &absent)) return false;
-  if (absent) return true;
-  if (!unpack_tensor(call, index, "p", &p) || !unpack_p_dtype(call, &p, &l->lead)) return false;
-  if (p.dim != 2 || p.sizes[0] != l->args.rows || p.sizes[1] != l->args.rank)
-    return fail_shape(call, &p, "(%" PRId64 ", %" PRId64 "), the rows of x by the rank, or no elements", l->args.rows,
-                      l->args.rank);
-  if (!unpack_contiguous(call, &p, &matrix)) return false;
-  /* The struct serves both directions, and the forward writes p; the backward only reads it. */
-  l->args.p = (void *)(uintptr_t)matrix.data;
-  return true;
+  return unpack_optional_kept(call, index, "p", &l->lead, l->args.rows, l->args.rank, "the rows of x by the rank", &l->args.p);
 }
 
 static bool output_gradients(struct call *call, int64_t mask, struct lowrank *l) {

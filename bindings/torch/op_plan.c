@@ -23,10 +23,30 @@ static bool lowrank_linear_plan(struct call *call) {
   return true;
 }
 
+static bool oialr_linear_plan(struct call *call) {
+  enum { ROWS, IN, RANK, OUT, ROUTE, TRAINING };
+  struct lath_oialr_linear a = {.dtype = LATH_F32};
+  struct lath_oialr_plan plan;
+  int64_t route;
+  if (!call_int_between(call, ROWS, "rows", 0, INT64_MAX, &a.rows)) return false;
+  if (!call_int_between(call, IN, "in_features", 0, INT64_MAX, &a.in)) return false;
+  if (!call_int_between(call, RANK, "rank", 1, INT64_MAX, &a.rank)) return false;
+  if (!call_int_between(call, OUT, "out_features", 0, INT64_MAX, &a.out)) return false;
+  if (!call_int_between(call, ROUTE, "route", LATH_OIALR_AUTO, LATH_OIALR_MERGED, &route)) return false;
+  a.route = (lath_oialr_route)route;
+  if (!call_check(call, lath_oialr_linear_plan(&a, call_bool(call, TRAINING), &plan))) return false;
+  call_output_int(call, plan.route);
+  call_output_int(call, plan.macs);
+  call_output_int(call, plan.dense_macs);
+  call_output_int(call, plan.save_t != 0);
+  return true;
+}
+
 static bool cpu_isa(struct call *call) {
   call_output_int(call, lath_cpu_isa());
   return true;
 }
 
 CALL_DEFINE_ENTRY(op_lowrank_linear_plan, "lowrank_linear_plan", lowrank_linear_plan, 0)
+CALL_DEFINE_ENTRY(op_oialr_linear_plan, "oialr_linear_plan", oialr_linear_plan, 0)
 CALL_DEFINE_ENTRY(op_cpu_isa, "cpu_isa", cpu_isa, 0)

@@ -13,12 +13,15 @@
  * a tensor of shape (0,).
  *
  *   association   0 planner's choice, 1 factored, 2 merged (enum lath_association)
- *   mask          gradients wanted, a sum of 1 dx, 2 dv, 4 du, 8 d_bias, 16 d_inner_bias; of an LSTM of 1 for its first output, 2 for
- *                 the second, and so on to 128
+ *   mask          gradients wanted, a sum of 1 dx, 2 dv, 4 du, 8 d_bias, 16 d_inner_bias; of the others of 1 for their first output,
+ *                 2 for the second, and so on
  *   p             the intermediate (rows, rank), or of shape (0,) when it was not kept; in fp32 (double for double) on the CPU, in
  *                 the type of x on CUDA. The shape follows from the arguments alone, as tracing needs: `save` with association 0
  *                 means factored, and with association 2 there is no intermediate to keep. Of a convolution (batch, groups *
  *                 rank, height of x if separable and of y if pointwise, width of y)
+ *   t             of a layer in an orthogonal basis, as p: x weight_vh^T (rows, rank), kept if `save` unless the route is merged. Where
+ *                 it is given to the backward, x may be absent, a tensor without elements
+ *   route         0 planner's choice, 1 chained, 2 folded, 3 merged (enum lath_oialr_route)
  *   x             of an LSTM (steps, batch, in), with batch_first (batch, steps, in), or packed (rows, in). A packed one needs
  *                 batch_sizes, int64 on the CPU, and h0, whose rows are the batch: no shape may follow from numbers in a tensor
  *   save          of an LSTM, what the backward will ask for: 0 nothing, 1 c of every row, 2 its activated gates too, which saves
@@ -41,23 +44,33 @@
   "bool batch_first=False"
 
 /* Compiled once, registered for the CPU by liblath_cpu.so and for CUDA by liblath_cuda.so. */
-#define LATH_SHARED_OPERATORS(X)                                                                                           \
-  X(linear, "(Tensor x, Tensor weight, Tensor bias) -> Tensor", "CPU", op_linear)                                          \
-  X(lowrank_linear,                                                                                                        \
-    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, int association=0) -> Tensor", "CPU",    \
-    op_lowrank_linear)                                                                                                     \
-  X(lowrank_linear_forward,                                                                                                \
-    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, bool save=True, int association=0)"      \
-    " -> (Tensor y, Tensor p)",                                                                                            \
-    "CPU", op_lowrank_linear_forward)                                                                                      \
-  X(lowrank_linear_backward,                                                                                               \
-    "(Tensor dy, Tensor x, Tensor weight_v, Tensor weight_u, Tensor inner_bias, Tensor p, int mask=31, int association=0)" \
-    " -> (Tensor dx, Tensor dv, Tensor du, Tensor d_bias, Tensor d_inner_bias)",                                           \
-    "CPU", op_lowrank_linear_backward)                                                                                     \
-  X(frobenius_decay, "(Tensor weight_v, Tensor weight_u) -> (Tensor value, Tensor gram_v, Tensor gram_u)", "CPU",          \
-    op_frobenius_decay)                                                                                                    \
-  X(frobenius_decay_backward,                                                                                              \
-    "(Tensor grad, Tensor weight_v, Tensor weight_u, Tensor gram_v, Tensor gram_u) -> (Tensor dv, Tensor du)", "CPU",      \
+#define LATH_SHARED_OPERATORS(X)                                                                                               \
+  X(linear, "(Tensor x, Tensor weight, Tensor bias) -> Tensor", "CPU", op_linear)                                              \
+  X(lowrank_linear,                                                                                                            \
+    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, int association=0) -> Tensor", "CPU",        \
+    op_lowrank_linear)                                                                                                         \
+  X(lowrank_linear_forward,                                                                                                    \
+    "(Tensor x, Tensor weight_v, Tensor weight_u, Tensor bias, Tensor inner_bias, bool save=True, int association=0)"          \
+    " -> (Tensor y, Tensor p)",                                                                                                \
+    "CPU", op_lowrank_linear_forward)                                                                                          \
+  X(lowrank_linear_backward,                                                                                                   \
+    "(Tensor dy, Tensor x, Tensor weight_v, Tensor weight_u, Tensor inner_bias, Tensor p, int mask=31, int association=0)"     \
+    " -> (Tensor dx, Tensor dv, Tensor du, Tensor d_bias, Tensor d_inner_bias)",                                               \
+    "CPU", op_lowrank_linear_backward)                                                                                         \
+  X(oialr_linear, "(Tensor x, Tensor weight_vh, Tensor weight_s, Tensor weight_u, Tensor bias, int route=0) -> Tensor", "CPU", \
+    op_oialr_linear)                                                                                                           \
+  X(oialr_linear_forward,                                                                                                      \
+    "(Tensor x, Tensor weight_vh, Tensor weight_s, Tensor weight_u, Tensor bias, bool save=True, int route=0)"                 \
+    " -> (Tensor y, Tensor t)",                                                                                                \
+    "CPU", op_oialr_linear_forward)                                                                                            \
+  X(oialr_linear_backward,                                                                                                     \
+    "(Tensor dy, Tensor x, Tensor weight_vh, Tensor weight_s, Tensor weight_u, Tensor t, int mask=7, int route=0)"             \
+    " -> (Tensor dx, Tensor ds, Tensor d_bias)",                                                                               \
+    "CPU", op_oialr_linear_backward)                                                                                           \
+  X(frobenius_decay, "(Tensor weight_v, Tensor weight_u) -> (Tensor value, Tensor gram_v, Tensor gram_u)", "CPU",              \
+    op_frobenius_decay)                                                                                                        \
+  X(frobenius_decay_backward,                                                                                                  \
+    "(Tensor grad, Tensor weight_v, Tensor weight_u, Tensor gram_v, Tensor gram_u) -> (Tensor dv, Tensor du)", "CPU",          \
     op_frobenius_decay_backward)
 
 /* Kernels in C for the CPU only; on CUDA two convolutions of torch. */
@@ -100,6 +113,10 @@
     ", bool channels_last=False, int dtype=0, bool backward=False)"                                              \
     " -> (int kernel, int macs, int dense_macs, bool save_intermediate)",                                        \
     "CompositeExplicitAutograd", op_lowrank_conv2d_plan)                                                         \
+  X(oialr_linear_plan,                                                                                           \
+    "(int rows, int in_features, int rank, int out_features, int route=0, bool training=False)"                  \
+    " -> (int route, int macs, int dense_macs, bool save_t)",                                                    \
+    "CompositeExplicitAutograd", op_oialr_linear_plan)                                                           \
   X(cpu_isa, "() -> int", "CompositeExplicitAutograd", op_cpu_isa)
 
 #define LATH_OPERATORS(X) LATH_SHARED_OPERATORS(X) LATH_CONV_OPERATORS(X) LATH_LSTM_OPERATORS(X) LATH_HOST_OPERATORS(X)
@@ -109,6 +126,10 @@
   X(cuda_lowrank_linear_plan,                                                                                     \
     "(int rows, int in_features, int rank, int out_features, int association=0, bool backward=False, int dtype=0" \
     ", int device=0) -> (int association, int kernel, int macs, int dense_macs, bool save_intermediate)",         \
-    "CompositeExplicitAutograd", op_cuda_lowrank_linear_plan)
+    "CompositeExplicitAutograd", op_cuda_lowrank_linear_plan)                                                     \
+  X(cuda_oialr_linear_plan,                                                                                       \
+    "(int rows, int in_features, int rank, int out_features, int route=0, bool training=False, int dtype=0"       \
+    ", int device=0) -> (int route, int macs, int dense_macs, bool save_t)",                                      \
+    "CompositeExplicitAutograd", op_cuda_oialr_linear_plan)
 
 #endif

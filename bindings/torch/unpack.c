@@ -229,6 +229,21 @@ bool unpack_optional_vector(struct call *call, int index, const char *name, cons
   return true;
 }
 
+bool unpack_optional_kept(struct call *call, int index, const char *name, const struct lead *lead, int64_t rows, int64_t cols,
+                          const char *sizes_name, void **data) {
+  struct tensor tensor;
+  struct matrix matrix;
+  bool absent;
+  if (!unpack_absent(call, index, name, &absent)) return false;
+  if (absent) return true;
+  if (!unpack_tensor(call, index, name, &tensor) || !unpack_p_dtype(call, &tensor, lead)) return false;
+  if (tensor.dim != 2 || tensor.sizes[0] != rows || tensor.sizes[1] != cols)
+    return fail_shape(call, &tensor, "(%" PRId64 ", %" PRId64 "), %s, or no elements", rows, cols, sizes_name);
+  if (!unpack_contiguous(call, &tensor, &matrix)) return false;
+  *data = (void *)(uintptr_t)matrix.data;
+  return true;
+}
+
 bool output_like(struct call *call, const char *name, const struct tensor *tensor, int64_t last, lath_dtype dtype,
                  void **data) {
   int64_t sizes[CALL_MAX_DIM];

@@ -73,6 +73,11 @@ bool unpack_weight(struct call *call, int index, const char *name, const struct 
 bool unpack_optional_vector(struct call *call, int index, const char *name, const struct lead *lead, int64_t n,
                             const char *match, const void **data);
 
+/* A contiguous matrix (rows, cols) that an earlier operator kept, in the type of intermediates, or NULL when it is absent. The
+ * structs serve both directions, and the forward writes it; hence no const. `sizes_name` says what rows and cols are. */
+bool unpack_optional_kept(struct call *call, int index, const char *name, const struct lead *lead, int64_t rows, int64_t cols,
+                          const char *sizes_name, void **data);
+
 /* The next output: shaped like `tensor` but for the last dimension. */
 bool output_like(struct call *call, const char *name, const struct tensor *tensor, int64_t last, lath_dtype dtype, void **data);
 

@@ -31,6 +31,11 @@ static inline float *lath_take(struct lath_arena *arena, int64_t rows, int64_t c
   return (float *)(void *)at;
 }
 
+/* Where an output is summed up in float: itself, room for it when it is stored in another type, or NULL when it is. */
+static inline float *lath_take_sum(struct lath_arena *arena, lath_dtype dtype, void *output, int64_t count) {
+  return !output || dtype == LATH_F32 ? output : lath_take(arena, 1, count);
+}
+
 static inline int64_t *lath_take_integers(struct lath_arena *arena, int64_t count) {
   return (int64_t *)(void *)lath_take(arena, count, sizeof(int64_t) / sizeof(float));
 }

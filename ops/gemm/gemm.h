@@ -87,4 +87,8 @@ struct lath_gemm {
 void lath_gemm_take(struct lath_gemm *gemm, const struct lath_host *host, struct lath_arena *arena);
 lath_status lath_gemm_run(struct lath_gemm *gemm, const struct lath_host *host);
 
+/* Products that run one after the other in the same rest of a workspace: what one of them takes, and the run itself. */
+void lath_gemm_reserve(struct lath_gemm gemm, const struct lath_host *host, struct lath_arena rest, struct lath_arena *arena);
+lath_status lath_gemm_in(struct lath_gemm gemm, const struct lath_host *host, struct lath_arena rest);
+
 #endif

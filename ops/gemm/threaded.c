@@ -60,3 +60,13 @@ lath_status lath_gemm_run(struct lath_gemm *g, const struct lath_host *host) {
   const lath_status status = lath_host_run(host, g->workers, pack_b, g);
   return status == LATH_OK ? lath_host_run(host, g->workers, rows_of_c, g) : status;
 }
+
+void lath_gemm_reserve(struct lath_gemm gemm, const struct lath_host *host, struct lath_arena rest, struct lath_arena *arena) {
+  lath_gemm_take(&gemm, host, &rest);
+  lath_arena_cover(arena, &rest);
+}
+
+lath_status lath_gemm_in(struct lath_gemm gemm, const struct lath_host *host, struct lath_arena rest) {
+  lath_gemm_take(&gemm, host, &rest);
+  return lath_gemm_run(&gemm, host);
+}

@@ -71,10 +71,10 @@ static struct backward prepare(const struct lath_lowrank_linear *a, const struct
   lath_lowrank_weights_take(&b.weights, a, arena);
   if (!b.few) take_panels(&b, arena);
   take_strip(&b, arena);
-  b.du = lath_lowrank_sum_take(arena, a->dtype, a->du, a->out * a->rank);
-  b.dv = lath_lowrank_sum_take(arena, a->dtype, a->dv, a->rank * a->in);
-  b.d_bias = lath_lowrank_sum_take(arena, a->dtype, a->d_bias, a->out);
-  b.d_inner_bias = lath_lowrank_sum_take(arena, a->dtype, a->d_inner_bias, a->rank);
+  b.du = lath_take_sum(arena, a->dtype, a->du, a->out * a->rank);
+  b.dv = lath_take_sum(arena, a->dtype, a->dv, a->rank * a->in);
+  b.d_bias = lath_take_sum(arena, a->dtype, a->d_bias, a->out);
+  b.d_inner_bias = lath_take_sum(arena, a->dtype, a->d_inner_bias, a->rank);
   const int64_t product = lath_product_scratch(b.kernels), few = b.few ? lath_few_rows_scratch(b.kernels, a->rows, a->in) : 0;
   b.scratch_size = product > few ? product : few;
   b.scratch = lath_take(arena, b.workers, b.scratch_size);

@@ -143,10 +143,10 @@ static lath_status prepare(struct backward *b, const struct lath_lowrank_conv2d 
     b->v = lath_take(arena, ranks, v_length(b));
     b->u = lath_take(arena, a->out, u_length(b));
   }
-  b->dv = lath_lowrank_sum_take(arena, a->dtype, a->dv, ranks * v_length(b));
-  b->du = lath_lowrank_sum_take(arena, a->dtype, a->du, a->out * u_length(b));
-  b->d_bias = lath_lowrank_sum_take(arena, a->dtype, a->d_bias, a->out);
-  b->d_inner_bias = lath_lowrank_sum_take(arena, a->dtype, a->d_inner_bias, ranks);
+  b->dv = lath_take_sum(arena, a->dtype, a->dv, ranks * v_length(b));
+  b->du = lath_take_sum(arena, a->dtype, a->du, a->out * u_length(b));
+  b->d_bias = lath_take_sum(arena, a->dtype, a->d_bias, a->out);
+  b->d_inner_bias = lath_take_sum(arena, a->dtype, a->d_inner_bias, ranks);
   *first_stage = *arena;
   struct lath_arena part = *arena;
   if (!a->p && a->du) lath_conv_first_stage_take(a, &b->s, host, &part);

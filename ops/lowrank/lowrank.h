@@ -29,9 +29,6 @@ void lath_lowrank_weights_take(struct lath_lowrank_weights *weights, const struc
                                struct lath_arena *arena);
 void lath_lowrank_weights_view(struct lath_lowrank_weights *weights, const struct lath_lowrank_linear *args);
 
-/* Where a gradient is summed up in float: the output itself, room in the workspace when it is stored in another type, or NULL. */
-float *lath_lowrank_sum_take(struct lath_arena *arena, lath_dtype dtype, void *output, int64_t count);
-
 /* The merged routes; `size` adds what they take from the workspace. */
 void lath_lowrank_merged_size(const struct lath_lowrank_linear *args, const struct lath_host *host, struct lath_arena *arena);
 lath_status lath_lowrank_merged(const struct lath_lowrank_linear *args, const struct lath_host *host);

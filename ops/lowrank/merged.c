@@ -24,19 +24,6 @@ struct merged {
 
 /* ---- products --------------------------------------------------------------------------------------------------------------------- */
 
-/* Each product starts from the same rest of the workspace: they run one after the other. */
-static lath_status multiply(const struct merged *m, struct lath_gemm gemm) {
-  struct lath_arena arena = m->rest;
-  lath_gemm_take(&gemm, m->host, &arena);
-  return lath_gemm_run(&gemm, m->host);
-}
-
-static void reserve(struct merged *m, struct lath_arena *arena, struct lath_gemm gemm) {
-  struct lath_arena one = m->rest;
-  lath_gemm_take(&gemm, m->host, &one);
-  lath_arena_cover(arena, &one);
-}
-
 static struct lath_gemm form_w(const struct merged *m) {
   const struct lath_lowrank_linear *a = m->a;
   return (struct lath_gemm){.m = a->out,
@@ -134,8 +121,8 @@ static struct merged prepare_forward(const struct lath_lowrank_linear *a, const 
 
 void lath_lowrank_merged_size(const struct lath_lowrank_linear *a, const struct lath_host *host, struct lath_arena *arena) {
   struct merged m = prepare_forward(a, host, arena);
-  reserve(&m, arena, form_w(&m));
-  reserve(&m, arena, apply_w(&m, NULL, a->in, NULL, a->out));
+  lath_gemm_reserve(form_w(&m), host, m.rest, arena);
+  lath_gemm_reserve(apply_w(&m, NULL, a->in, NULL, a->out), host, m.rest, arena);
 }
 
 /* shift = bias + u inner_bias */
@@ -155,8 +142,8 @@ lath_status lath_lowrank_merged(const struct lath_lowrank_linear *a, const struc
   form_shift(&m);
   int64_t s_x;
   const float *x = lath_as_float(a->dtype, a->rows, a->in, a->x, a->s_x, m.x, &s_x);
-  LATH_TRY(multiply(&m, form_w(&m)));
-  LATH_TRY(multiply(&m, apply_w(&m, x, s_x, m.y ? m.y : a->y, m.y ? a->out : a->s_y)));
+  LATH_TRY(lath_gemm_in(form_w(&m), m.host, m.rest));
+  LATH_TRY(lath_gemm_in(apply_w(&m, x, s_x, m.y ? m.y : a->y, m.y ? a->out : a->s_y), m.host, m.rest));
   if (m.y) lath_from_float(a->dtype, a->rows, a->out, m.y, a->y, a->s_y);
   return LATH_OK;
 }
@@ -167,8 +154,8 @@ static struct merged prepare_backward(const struct lath_lowrank_linear *a, const
                                       struct lath_arena *arena) {
   struct merged m = prepare(a, host, arena);
   m.d_bias = lath_take(arena, 1, a->out);
-  m.du = lath_lowrank_sum_take(arena, a->dtype, a->du, a->out * a->rank);
-  m.dv = lath_lowrank_sum_take(arena, a->dtype, a->dv, a->rank * a->in);
+  m.du = lath_take_sum(arena, a->dtype, a->du, a->out * a->rank);
+  m.dv = lath_take_sum(arena, a->dtype, a->dv, a->rank * a->in);
   if (a->du || a->dv) m.dw = lath_take(arena, a->out, a->in);
   if (a->d_inner_bias) m.d_inner = lath_take(arena, 1, a->rank);
   if (a->dtype == LATH_BF16) {
@@ -182,18 +169,18 @@ static struct merged prepare_backward(const struct lath_lowrank_linear *a, const
 void lath_lowrank_merged_backward_size(const struct lath_lowrank_linear *a, const struct lath_host *host,
                                        struct lath_arena *arena) {
   struct merged m = prepare_backward(a, host, arena);
-  reserve(&m, arena, form_w(&m));
-  reserve(&m, arena, form_dx(&m, NULL, a->out, NULL, a->in));
-  reserve(&m, arena, form_dw(&m, NULL, a->out, NULL, a->in));
-  reserve(&m, arena, form_du(&m));
-  reserve(&m, arena, form_dv(&m));
+  lath_gemm_reserve(form_w(&m), host, m.rest, arena);
+  lath_gemm_reserve(form_dx(&m, NULL, a->out, NULL, a->in), host, m.rest, arena);
+  lath_gemm_reserve(form_dw(&m, NULL, a->out, NULL, a->in), host, m.rest, arena);
+  lath_gemm_reserve(form_du(&m), host, m.rest, arena);
+  lath_gemm_reserve(form_dv(&m), host, m.rest, arena);
 }
 
 static lath_status factors_from_dw(const struct merged *m) {
   const struct lath_lowrank_linear *a = m->a;
-  if (m->dv) LATH_TRY(multiply(m, form_dv(m)));
+  if (m->dv) LATH_TRY(lath_gemm_in(form_dv(m), m->host, m->rest));
   if (!m->du) return LATH_OK;
-  LATH_TRY(multiply(m, form_du(m)));
+  LATH_TRY(lath_gemm_in(form_du(m), m->host, m->rest));
   for (int64_t o = 0; m->weights.inner_bias && o < a->out; o++)
     for (int64_t j = 0; j < a->rank; j++) m->du[o * a->rank + j] += m->d_bias[o] * m->weights.inner_bias[j];
   return LATH_OK;
@@ -227,11 +214,11 @@ lath_status lath_lowrank_merged_backward(const struct lath_lowrank_linear *a, co
   const float *dy = lath_as_float(a->dtype, a->rows, a->out, a->dy, a->s_dy, m.dy, &s_dy);
   bias_gradients(&m, dy, s_dy);
   if (a->dx) {
-    LATH_TRY(multiply(&m, form_w(&m)));
-    LATH_TRY(multiply(&m, form_dx(&m, dy, s_dy, m.dx ? m.dx : a->dx, m.dx ? a->in : a->s_dx)));
+    LATH_TRY(lath_gemm_in(form_w(&m), m.host, m.rest));
+    LATH_TRY(lath_gemm_in(form_dx(&m, dy, s_dy, m.dx ? m.dx : a->dx, m.dx ? a->in : a->s_dx), m.host, m.rest));
   }
   if (m.dw) {
-    LATH_TRY(multiply(&m, form_dw(&m, dy, s_dy, x, s_x)));
+    LATH_TRY(lath_gemm_in(form_dw(&m, dy, s_dy, x, s_x), m.host, m.rest));
     LATH_TRY(factors_from_dw(&m));
   }
   write_back(&m);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * weights.c - the weights of a low-rank layer, and sums over its rows, as float. */
+ * weights.c - the weights of a low-rank layer as float. */
 #include "core/convert.h"
 #include "lowrank/lowrank.h"
 
@@ -15,9 +15,4 @@ void lath_lowrank_weights_view(struct lath_lowrank_weights *w, const struct lath
   w->u = lath_as_float(a->dtype, a->out, a->rank, a->u, a->s_u, w->copies[1], &w->s_u);
   w->bias = lath_as_float(a->dtype, 1, a->out, a->bias, a->out, w->copies[2], &unused);
   w->inner_bias = lath_as_float(a->dtype, 1, a->rank, a->inner_bias, a->rank, w->copies[3], &unused);
-}
-
-float *lath_lowrank_sum_take(struct lath_arena *arena, lath_dtype dtype, void *output, int64_t count) {
-  if (!output || dtype == LATH_F32) return output;
-  return lath_take(arena, 1, count);
 }

@@ -102,8 +102,19 @@ def lstm_backward_arguments(dtype: torch.dtype) -> list:
     return [*grads, *operands[:3], y, c, gates, *operands[3:], False, False, 255, 0]
 
 
+def basis(dtype: torch.dtype) -> list[Tensor]:
+    """weight_vh, weight_s and weight_u; nothing in the operators needs them to be orthonormal."""
+    return [random(RANK, IN, dtype=dtype), random(RANK, RANK, dtype=dtype), random(OUT, RANK, dtype=dtype)]
+
+
+def oialr_backward_arguments(dtype: torch.dtype) -> list:
+    x, weights = factors(dtype)[0], basis(dtype)
+    t = (x.reshape(ROWS, IN).to(sum_dtype(dtype)) @ weights[0].to(sum_dtype(dtype)).mT).to(p_dtype(dtype)).contiguous()
+    return [random(2, ROWS // 2, OUT, dtype=dtype, seed=1), x, *weights, t, 7, 0]
+
+
 # What the object for CUDA defines, where it is loaded; test_cuda.py has the cases.
-CUDA_OPERATORS = {"cuda_lowrank_linear_plan"}
+CUDA_OPERATORS = {"cuda_lowrank_linear_plan", "cuda_oialr_linear_plan"}
 
 # Name of the operator -> its arguments for a dtype.
 CASES: dict[str, Callable[[torch.dtype], list]] = {
@@ -116,10 +127,14 @@ CASES: dict[str, Callable[[torch.dtype], list]] = {
     "lowrank_conv2d_backward": conv_backward_arguments,
     "lowrank_lstm_forward": lambda d: [*lstm_operands(d), False, False, 2, 0],
     "lowrank_lstm_backward": lstm_backward_arguments,
+    "oialr_linear": lambda d: [factors(d)[0], *basis(d), random(OUT, dtype=d), 0],
+    "oialr_linear_forward": lambda d: [factors(d)[0], *basis(d), random(OUT, dtype=d), True, 0],
+    "oialr_linear_backward": oialr_backward_arguments,
     "frobenius_decay": lambda d: list(factors(d)[1:]),
     "frobenius_decay_backward": decay_backward_arguments,
     "lowrank_linear_plan": lambda d: [ROWS, IN, RANK, OUT, 0, False],
     "lowrank_conv2d_plan": lambda d: [*SIZES, *GEOMETRY, False, 0, False],
+    "oialr_linear_plan": lambda d: [ROWS, IN, RANK, OUT, 0, False],
     "cpu_isa": lambda d: [],
 }
 TENSOR_CASES = [

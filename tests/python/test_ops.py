@@ -139,6 +139,19 @@ def lstm_backward_samples():
         yield (NONE, NONE, torch.randn_like(cn), *kept, gates, *weights, 0b01010110, 1)
 
 
+def oialr_samples():
+    """Tuples (x, vh, s, u, bias): dtypes, layouts, small sizes and absent biases."""
+    for x, v, u, bias, _ in lowrank_samples():
+        yield x, v, torch.randn(v.shape[0], v.shape[0], dtype=v.dtype), u, bias
+
+
+def oialr_backward_samples():
+    for x, vh, s, u, bias in oialr_samples():
+        y, t = ops.oialr_linear_forward(x, vh, s, u, bias)
+        for mask, read, kept, route in ((7, NONE, t, 0), (7, x, NONE, 3), (2, x, NONE, 1), (5, x, t, 2), (0, x, t, 0)):
+            yield (torch.randn_like(y), read.to(x.dtype), vh, s, u, kept.to(t.dtype), mask, route)
+
+
 SAMPLES = {
     "linear": lambda: ((x, dense_weight(v, u), bias) for x, v, u, bias, _ in lowrank_samples()),
     "lowrank_linear": lambda: ((*args, association) for args in lowrank_samples() for association in range(3)),
@@ -149,10 +162,16 @@ SAMPLES = {
     "lowrank_conv2d_backward": conv_backward_samples,
     "lowrank_lstm_forward": lambda: ((*args, save) for args in lstm_samples() for save in range(3)),
     "lowrank_lstm_backward": lstm_backward_samples,
+    "oialr_linear": lambda: ((*args, route) for args in oialr_samples() for route in range(4)),
+    "oialr_linear_forward": lambda: (
+        (*args, *rest) for args in oialr_samples() for rest in ((True, 0), (False, 0), (True, 3))
+    ),
+    "oialr_linear_backward": oialr_backward_samples,
     "frobenius_decay": lambda: ((v, u) for _, v, u, _, _ in lowrank_samples()),
     "frobenius_decay_backward": decay_backward_samples,
     "lowrank_linear_plan": lambda: [(64, 32, 8, 48), (1, 1, 1, 1, 2, True)],
     "lowrank_conv2d_plan": lambda: [(2, 4, 3, 6, 7, 8, 3, 3, *(1,) * 8, 2, True, True, 2, True)],
+    "oialr_linear_plan": lambda: [(64, 32, 8, 48), (1, 1, 1, 1, 3, True)],
     "cpu_isa": lambda: [()],
 }
 

@@ -36,6 +36,19 @@ from .decay import (  # noqa: E402
 )
 from .freeze import freeze, unfreeze  # noqa: E402
 from .info import info  # noqa: E402
+from .neighbours import (  # noqa: E402
+    AfterEpochs,
+    AfterSteps,
+    RankSwitch,
+    StableRank,
+    WarmupThenFactor,
+    cuttlefish,
+    profile_blocks,
+    pufferfish,
+    spectral_frobenius,
+    stable_rank,
+    stable_ranks,
+)
 from .nn.cored import oialr_cores  # noqa: E402
 from .report import LayerReport, Report, report  # noqa: E402
 from .rules import decom_rule  # noqa: E402
@@ -45,13 +58,19 @@ from .spectral import ranks_for_budget, singular_values, spectral_init  # noqa: 
 __all__ = [
     "LIBRARY",
     "OIALR",
+    "AfterEpochs",
+    "AfterSteps",
     "FrobeniusDecay",
     "LayerReport",
     "LowRank",
     "OIALRController",
+    "RankSwitch",
     "Report",
+    "StableRank",
+    "WarmupThenFactor",
     "__version__",
     "convert",
+    "cuttlefish",
     "decay_groups",
     "decom_rule",
     "dense_state_dict",
@@ -66,10 +85,15 @@ __all__ = [
     "oialr_to_lowrank",
     "ops",
     "optimizer_state",
+    "profile_blocks",
+    "pufferfish",
     "ranks_for_budget",
     "report",
     "restore",
     "singular_values",
+    "spectral_frobenius",
     "spectral_init",
+    "stable_rank",
+    "stable_ranks",
     "unfreeze",
 ]

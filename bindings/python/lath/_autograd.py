@@ -26,6 +26,8 @@ _conv2d_forward = torch.ops.lath.lowrank_conv2d_forward.default
 _conv2d_backward = torch.ops.lath.lowrank_conv2d_backward.default
 _lstm_forward = torch.ops.lath.lowrank_lstm_forward.default
 _lstm_backward = torch.ops.lath.lowrank_lstm_backward.default
+_oialr_forward = torch.ops.lath.oialr_linear_forward.default
+_oialr_backward = torch.ops.lath.oialr_linear_backward.default
 _frobenius = torch.ops.lath.frobenius_decay.default
 _frobenius_backward = torch.ops.lath.frobenius_decay_backward.default
 
@@ -247,6 +249,80 @@ def _lstm_grads(ctx, grads, needs) -> tuple:
     mask = sum(need << bit for bit, need in enumerate(needs))
     grads = [x.new_empty(0) if grad is None else grad for grad in grads]
     return _lstm_backward(*grads, x, h0, c0, y, c, gates, *weights, batch_sizes, *ctx.flags, mask, ctx.association)
+
+
+def oialr_linear(x, weight_vh, weight_s, weight_u, bias, save, route) -> Tensor:
+    """y, with gradients of x, weight_s and bias. An absent bias is a tensor without elements, ``route`` is a number."""
+    function = OIALRLinearFunction if _needs_setup_context() else EagerOIALRLinearFunction
+    return function.apply(x, weight_vh, weight_s, weight_u, bias, save, route)[0]
+
+
+def _oialr_save(ctx, inputs, t) -> None:
+    """Keep x, by far the largest, only where the backward reads it."""
+    x, weight_vh, weight_s, weight_u, _, ctx.keeps_t, ctx.route = inputs
+    ctx.x_shape = x.shape
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(t if ctx.keeps_t else x, weight_vh, weight_s, weight_u)
+
+
+def _oialr_grads(ctx, dy):
+    """dx, ds and d_bias from dy, None where not needed."""
+    kept, weight_vh, weight_s, weight_u = ctx.saved_tensors
+    need_x, _, need_s, _, need_bias = ctx.needs_input_grad[:5]
+    if dy.dtype is not weight_s.dtype:
+        dy = dy.to(weight_s.dtype)
+    if _differentiating_backward():
+        h, t = _rows(dy) @ weight_u, kept.to(dy.dtype) if ctx.keeps_t else _rows(kept) @ weight_vh.mT
+        dx = (h @ weight_s @ weight_vh).reshape(*dy.shape[:-1], weight_vh.shape[1]) if need_x else None
+        return dx, h.mT @ t if need_s else None, _rows(dy).sum(0) if need_bias else None
+    absent = dy.new_empty(0)
+    x, t = (absent, kept) if ctx.keeps_t else (kept, absent)
+    mask = need_x | need_s << 1 | need_bias << 2
+    dx, ds, d_bias = _oialr_backward(dy, x, weight_vh, weight_s, weight_u, t, mask, ctx.route)
+    return dx if need_x else None, ds if need_s else None, d_bias if need_bias else None
+
+
+class OIALRLinearFunction(torch.autograd.Function):
+    """``(y, t) = apply(x, weight_vh, weight_s, weight_u, bias, save, route)``.
+
+    t is differentiable, for the second derivative: the gradient of weight_s depends on x through t alone, as x itself
+    is not kept.
+    """
+
+    @staticmethod
+    def forward(x, weight_vh, weight_s, weight_u, bias, save, route):
+        return _oialr_forward(x, weight_vh, weight_s, weight_u, bias, save, route)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _oialr_save(ctx, inputs, output[1])
+
+    @staticmethod
+    def backward(ctx, dy, dt):
+        dx, ds, d_bias = (None,) * 3 if dy is None else _oialr_grads(ctx, dy)
+        if dt is not None and ctx.keeps_t and ctx.needs_input_grad[0]:
+            weight_vh = ctx.saved_tensors[1]
+            through_t = dt.to(weight_vh.dtype) @ weight_vh
+            dx = through_t.reshape(ctx.x_shape) if dx is None else dx + through_t.reshape(dx.shape)
+        return dx, None, ds, None, d_bias, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return _batching.loop(OIALRLinearFunction.apply, info, in_dims, *args)
+
+
+class EagerOIALRLinearFunction(torch.autograd.Function):
+    """The same function."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        y, t = _oialr_forward(*inputs)
+        _oialr_save(ctx, inputs, t)
+        return y, t
+
+    @staticmethod
+    def backward(ctx, dy, dt):
+        return OIALRLinearFunction.backward(ctx, dy, dt)
 
 
 class LinearFunction(torch.autograd.Function):

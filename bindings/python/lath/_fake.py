@@ -250,6 +250,59 @@ def _(dy, x, weight_v, weight_u, inner_bias, p, *numbers):
     return dx, *(x.new_empty(shape if mask >> bit & 1 else (0,)) for bit, shape in enumerate(shapes, 1))
 
 
+_MERGED_ROUTE = 3  # enum lath_oialr_route
+
+
+def _check_basis(
+    operator: str, first: str, like: Tensor, weight_vh: Tensor, weight_s: Tensor, weight_u: Tensor
+) -> None:
+    check_dtypes(operator, first, like, weight_vh=weight_vh, weight_s=weight_s, weight_u=weight_u)
+    for name, weight in (("weight_vh", weight_vh), ("weight_s", weight_s), ("weight_u", weight_u)):
+        _check_matrix(operator, name, weight)
+    rank = weight_vh.shape[0]
+    _expect(rank >= 1, operator, "weight_vh", lambda: "got rank 0, expected at least 1")
+    _expect(
+        weight_s.shape[0] == rank and weight_s.shape[1] == rank,
+        operator,
+        "weight_s",
+        lambda: f"got shape {tuple(weight_s.shape)}, expected ({rank}, {rank}) to match the rank of weight_vh",
+    )
+    _expect(
+        weight_u.shape[1] == rank,
+        operator,
+        "weight_u",
+        lambda: f"got shape {tuple(weight_u.shape)}, expected (out_features, {rank}) to match the rank of weight_vh",
+    )
+
+
+def _oialr_output(operator: str, x, weight_vh, weight_s, weight_u, bias) -> Tensor:
+    _check_basis(operator, "x", x, weight_vh, weight_s, weight_u)
+    _check_last(operator, "x", x, weight_vh.shape[1])
+    check_bias(operator, "bias", bias, weight_u.shape[0], x)
+    return x.new_empty((*x.shape[:-1], weight_u.shape[0]))
+
+
+@torch.library.register_fake("lath::oialr_linear")
+def _(x, weight_vh, weight_s, weight_u, bias, route=0):
+    return _oialr_output("oialr_linear", x, weight_vh, weight_s, weight_u, bias)
+
+
+@torch.library.register_fake("lath::oialr_linear_forward")
+def _(x, weight_vh, weight_s, weight_u, bias, save=True, route=0):
+    y = _oialr_output("oialr_linear_forward", x, weight_vh, weight_s, weight_u, bias)
+    kept = (math.prod(x.shape[:-1]), weight_vh.shape[0]) if save and route != _MERGED_ROUTE else (0,)
+    return y, x.new_empty(kept, dtype=_p_dtype(x))
+
+
+@torch.library.register_fake("lath::oialr_linear_backward")
+def _(dy, x, weight_vh, weight_s, weight_u, t, mask=7, route=0):
+    name = "oialr_linear_backward"
+    _check_basis(name, "dy", dy, weight_vh, weight_s, weight_u)
+    _check_last(name, "dy", dy, weight_u.shape[0])
+    shapes = ((*dy.shape[:-1], weight_vh.shape[1]), weight_s.shape, (weight_u.shape[0],))
+    return tuple(dy.new_empty(shape if mask >> bit & 1 else (0,)) for bit, shape in enumerate(shapes))
+
+
 @torch.library.register_fake("lath::frobenius_decay")
 def _(weight_v, weight_u):
     check_dtypes("frobenius_decay", "weight_v", weight_v, weight_u=weight_u)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from . import _attention, _fast_path, _oialr, _recurrent
 from .costs import break_even
 from .factor import Decomposition, conv_matrix
-from .nn import LowRankConv2d, LowRankLinear, LowRankLSTM, LowRankMultiheadAttention
+from .nn import LowRankConv2d, LowRankConv2dNorm, LowRankLinear, LowRankLSTM, LowRankMultiheadAttention
 from .nn.cored import Cored
 from .report import LayerReport, Report, describe
 from .specs import OIALR, LowRank
@@ -209,7 +209,8 @@ def dense_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
     for key, value in state.items():
         prefix, leaf = key[: key.rfind(".") + 1], key[key.rfind(".") + 1 :]
         if prefix not in layers:
-            dense[key] = value
+            if not _is_norm(prefix, layers):
+                dense[key] = value
         elif isinstance(layers[prefix], Cored):
             entries = _named(prefix[:-1], partial(_oialr.dense_entries, layers[prefix], leaf))
             dense.update((f"{prefix}{name}", entry) for name, entry in entries.items())
@@ -228,6 +229,12 @@ def dense_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
     if hasattr(state, "_metadata"):
         dense._metadata = state._metadata
     return dense
+
+
+def _is_norm(prefix: str, layers: dict[str, nn.Module]) -> bool:
+    """Whether entries that begin like this are of the norm of a low-rank convolution, which its dense weight has."""
+    owner, _, child = prefix[:-1].rpartition(".")
+    return child == "norm" and isinstance(layers.get(f"{owner}." if owner else ""), LowRankConv2dNorm)
 
 
 def _named(name: str, make: Callable[[], Any]) -> Any:

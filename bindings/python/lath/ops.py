@@ -49,15 +49,20 @@ __all__ = [
 ASSOCIATIONS = ("auto", "factored", "merged")  # enum lath_association
 KERNELS = ("plain", "rows", "tiles", "merged", "products", "fused", "few")  # enum lath_lowrank_kernel
 DTYPE_CODE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # enum lath_dtype
+OIALR_ROUTES = ("auto", "chained", "folded", "merged")  # enum lath_oialr_route
 CONV_KERNELS = ("auto", "fused", "pair", "merged")
 
 _ASSOCIATION_CODE = {name: code for code, name in enumerate(ASSOCIATIONS)}
+_OIALR_ROUTE_CODE = {name: code for code, name in enumerate(OIALR_ROUTES)}
+_OIALR_MERGED = _OIALR_ROUTE_CODE["merged"]
 
 # Looked up once: the overload objects skip the overload resolution of torch.ops.lath.<name>.
 _linear = torch.ops.lath.linear.default
 _lowrank_linear = torch.ops.lath.lowrank_linear.default
 _lowrank_conv2d = torch.ops.lath.lowrank_conv2d.default
 _lowrank_lstm_forward = torch.ops.lath.lowrank_lstm_forward.default
+_oialr_linear = torch.ops.lath.oialr_linear.default
+_oialr_linear_plan = torch.ops.lath.oialr_linear_plan.default
 _lowrank_linear_plan = torch.ops.lath.lowrank_linear_plan.default
 
 # Inside torch.vmap a tensor hides whether the one it wraps requires a gradient, so there the answer is yes.
@@ -358,9 +363,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def oialr_linear(
-    x: Tensor, weight_vh: Tensor, weight_s: Tensor, weight_u: Tensor, bias: Tensor | None = None
+    x: Tensor,
+    weight_vh: Tensor,
+    weight_s: Tensor,
+    weight_u: Tensor,
+    bias: Tensor | None = None,
+    route: str = "auto",
 ) -> Tensor:
     """``y = x (weight_u weight_s weight_vh)^T + bias``: a weight in an orthogonal basis, of which the core trains.
+
+    x, weight_s and bias get gradients. For them a training step keeps ``x weight_vh^T``, (rows, rank), and not x,
+    except where the rank is so high that forming the weight is cheaper. Bases that require a gradient are computed with
+    in torch operators. Form and update rules: Coquelin et al., arXiv 2401.08505.
 
     Args:
         x: (..., in_features).
@@ -368,12 +382,33 @@ def oialr_linear(
         weight_s: (rank, rank), the core.
         weight_u: (out_features, rank), the left basis.
         bias: (out_features), or None.
+        route: "chained" multiplies by one after the other, "folded" multiplies the core into a basis first, "merged"
+            forms the weight, "auto" takes the cheapest. Values and gradients are the same up to rounding.
 
     Returns:
-        (..., out_features).
+        (..., out_features), contiguous, in the type of x; under autocast in the autocast type.
+
+    Raises:
+        RuntimeError: a shape, dtype, layout or device does not fit; or autocast to float16 on the CPU.
+        TypeError: x is not a tensor.
+        ValueError: an unknown route.
     """
-    t = torch.nn.functional.linear(x, weight_vh)
-    return torch.nn.functional.linear(t, weight_u @ weight_s, bias)
+    code = _OIALR_ROUTE_CODE.get(route)
+    if code is None:
+        raise ValueError(f"lath.oialr_linear: route is {route!r}, expected one of {OIALR_ROUTES}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"lath.oialr_linear: x is {type(x).__name__}, expected torch.Tensor")
+    if _autocasts(x):
+        x, weight_vh, weight_s, weight_u, bias = _autocast("oialr_linear", x, weight_vh, weight_s, weight_u, bias)
+    bases_train = torch.is_grad_enabled() and (weight_u.requires_grad or weight_vh.requires_grad)
+    if bases_train or _forward_ad._current_level >= 0 or _in_functorch():
+        return _composite_oialr_linear(x, weight_vh, weight_s, weight_u, bias)
+    if bias is None:
+        bias = _absent(x)
+    if torch.is_grad_enabled() and (weight_s.requires_grad or x.requires_grad or bias.requires_grad):
+        save = _oialr_keeps_t(x, weight_vh, weight_u, code)
+        return _autograd.oialr_linear(x, weight_vh, weight_s, weight_u, bias, save, code if save else _OIALR_MERGED)
+    return _oialr_linear(x, weight_vh, weight_s, weight_u, bias, code)
 
 
 def frobenius_decay(weight_v: Tensor, weight_u: Tensor) -> Tensor:
@@ -514,6 +549,46 @@ def _training_plan(x: Tensor, weight_v: Tensor, weight_u: Tensor, code: int) -> 
         plan = _cached_plan(*extents, code, False)
     factored = plan.association == "factored"
     return factored and plan.save_intermediate and weight_u.requires_grad, _ASSOCIATION_CODE[plan.association]
+
+
+@functools.lru_cache(maxsize=4096)
+def _cached_oialr_plan(rows: int, in_features: int, rank: int, out_features: int, code: int) -> bool:
+    return _oialr_linear_plan(rows, in_features, rank, out_features, code, True)[3]
+
+
+@functools.lru_cache(maxsize=4096)
+def _cached_cuda_oialr_plan(
+    rows: int, in_features: int, rank: int, out_features: int, code: int, dtype: torch.dtype, index: int
+) -> bool:
+    extents = (rows, in_features, rank, out_features)
+    return torch.ops.lath.cuda_oialr_linear_plan(*extents, code, True, DTYPE_CODE[dtype], index)[3]
+
+
+def _oialr_keeps_t(x: Tensor, weight_vh: Tensor, weight_u: Tensor, code: int) -> bool:
+    """Whether a training step keeps t instead of x; the route is then one that uses it.
+
+    While a graph is traced, where the number of rows may be symbolic, the ranks alone decide, as for many rows.
+    """
+    if x.dim() == 0 or weight_vh.dim() != 2 or weight_u.dim() != 2 or weight_vh.shape[0] == 0:
+        return True  # the operator is about to say what is wrong
+    (rank, in_features), out_features = weight_vh.shape, weight_u.shape[0]
+    extents = (math.prod(x.shape[:-1]), in_features, rank, out_features)
+    if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or any(type(n) is not int for n in extents):
+        factored = 2 * rank * (in_features + out_features) + rank * rank
+        return code != _OIALR_MERGED and (code != 0 or factored < 3 * in_features * out_features)
+    if not x.is_cuda:
+        return _cached_oialr_plan(*extents, code)
+    if x.dtype not in DTYPE_CODE or not _cuda.status.loaded:
+        return True  # likewise
+    return _cached_cuda_oialr_plan(*extents, code, x.dtype, x.device.index)
+
+
+def _composite_oialr_linear(
+    x: Tensor, weight_vh: Tensor, weight_s: Tensor, weight_u: Tensor, bias: Tensor | None
+) -> Tensor:
+    """The same function in torch operators, for bases that train, forward-mode derivatives and torch.func."""
+    t = torch.nn.functional.linear(x, weight_vh)
+    return torch.nn.functional.linear(t, weight_u @ weight_s, bias)
 
 
 def _in_traced_functorch() -> bool:

@@ -3,6 +3,7 @@
 
 from .attention import LowRankMultiheadAttention
 from .conv import LowRankConv2d
+from .conv_norm import LowRankConv2dNorm
 from .linear import LowRankLinear
 from .lstm import LowRankLSTM
 from .oialr import OIALRLinear
@@ -11,6 +12,7 @@ from .oialr_conv import OIALRConv1d, OIALRConv2d, OIALRConv3d
 
 __all__ = [
     "LowRankConv2d",
+    "LowRankConv2dNorm",
     "LowRankLSTM",
     "LowRankLinear",
     "LowRankMultiheadAttention",

@@ -47,7 +47,7 @@ def check_window(layer: Module) -> None:
 
 
 def pad_ahead(layer: Module, x: Tensor) -> tuple[Tensor, tuple[int, ...] | str]:
-    """X after what convolutions cannot pad, and the padding that is left to them."""
+    """Pad x where convolutions of torch cannot; x and the padding that is left to them."""
     if layer.padding_mode == "zeros" or layer.padding == "valid":
         return x, layer.padding
     if layer.padding == "same":
