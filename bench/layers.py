@@ -110,6 +110,11 @@ def contenders(
     return calls
 
 
+def call_module(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)``."""
+    return module(x)
+
+
 def dense_module(weight: Tensor, bias: Tensor) -> nn.Linear:
     """``nn.Linear`` on these very tensors."""
     module = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])

@@ -143,6 +143,16 @@ def _plain(goal: Goal | None) -> str:
     return f"{goal.floor:g}/{goal.target:g}" if goal else ""
 
 
+def _theirs(row: Row) -> str:
+    """Goals for rivals, with the name of the rival where it is not all of them."""
+    names = (goal.quantity.removeprefix("vs ").replace("rivals", "") for goal in row.rival_goals)
+    return ", ".join(f"{_plain(goal)} {name}".rstrip() for goal, name in zip(row.rival_goals, names, strict=True))
+
+
+def _in_steps(row: Row) -> str:
+    return _ratio(row.value) if row.goal is not None and row.goal.quantity == "steps" else ""
+
+
 # Heading to the text of a row, in the order of the table. A column that is empty for all rows of a table is left out.
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "case": lambda row: row.case,
@@ -164,6 +174,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "bound": lambda row: (
         "" if row.bound_share is None else f"{row.bound_share:.2f}{'t' if row.traffic_limited else ''}"
     ),
+    "in steps": _in_steps,
     "dense floats": lambda row: _whole(row.dense_floats),
     "floats": lambda row: _whole(row.floats),
     "a further": lambda row: _whole(row.more_floats),
@@ -176,7 +187,9 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "vs torch": lambda row: _ratio(row.versus("torch")),
     "vs loop": lambda row: _ratio(row.versus("loop")),
     "vs proj.": lambda row: _ratio(row.versus("projected")),
-    "their goal": lambda row: _plain(row.rival_goal),
+    "vs recomp.": lambda row: _ratio(row.versus("recompose")),
+    "vs factors": lambda row: _ratio(row.versus("factors")),
+    "their goal": _theirs,
     "their ok?": lambda row: row.rival_verdict,
     "": lambda row: "~" if row.disturbed else "",
 }
@@ -255,9 +268,11 @@ def summary(rows: Iterable[Row]) -> list[list[str]]:
         for row in found:
             quantities.setdefault(row.goal.quantity if row.goal else "", []).append(row)
         lines += [_summary_line(name, quantity, judged) for quantity, judged in quantities.items()]
-        rivalled = [row.replace(goal=row.rival_goal) for row in found if row.rival_goal]
-        if rivalled:
-            lines.append(_summary_line(name, "vs rivals", rivalled))
+        rivalled: dict[str, list[Row]] = {}
+        for row in found:
+            for goal in row.rival_goals:
+                rivalled.setdefault(goal.quantity, []).append(row.replace(goal=goal))
+        lines += [_summary_line(name, quantity, judged) for quantity, judged in rivalled.items()]
     return lines
 
 

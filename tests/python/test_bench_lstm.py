@@ -166,7 +166,7 @@ def test_rows_survive_json(lstm):
 
     row = Row(
         section="lstm-forward", case="x", mode="", rows=None, rank=4, threads=1, isa="avx2", baseline=3.0, lath=1.0,
-        tokens=8, rivals={"loop": 2.0, "projected": 4.0}, rival_goal=Goal("vs rivals", 1.3, 2.5),
+        tokens=8, rivals={"loop": 2.0, "projected": 4.0}, rival_goals=(Goal("vs rivals", 1.3, 2.5),),
     )  # fmt: skip
     again = Row.from_dict(json.loads(json.dumps(row.as_dict())))
     assert again == row
