@@ -31,6 +31,13 @@ def filled(*shape: int, scale: float = 1.0) -> Tensor:
     return flat.view(shape)
 
 
+def filled_module(module: nn.Module) -> nn.Module:
+    """``module`` itself, with such numbers in all of its parameters and buffers."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.detach().copy_(filled(*tensor.shape, scale=tensor.shape[-1] ** -0.5))
+    return module
+
+
 class Layers:
     """Distinct dense layers of one shape, and low-rank layers of each rank.
 

@@ -188,7 +188,7 @@ def _time_inference(context: Context, case: Case) -> dict[object, Timing]:
     for rank, cores in case.cores.items():
         calls["two", rank] = turns(two_modules, case.layers.factors[rank])
         calls["lath", rank] = turns(frozen_module, cores)
-        calls |= {(name, rank): turns(partial(TorchLinear, form=name), cores) for name in _products(case)}
+        calls |= {(name, rank): turns(partial(TorchLinear, variant=name), cores) for name in _products(case)}
     what = f"oialr-inference {label(case.shape)}, {case.rows} rows, {case.mode}"
     return context.compare(what, calls, hot=case.mode == "hot")
 

@@ -108,6 +108,43 @@ SECTIONS = {
         "less the gradients that are returned. Goal: those of y, c and both thin intermediates, 2 h + ranks. In memory "
         "mode the gates are formed again.",
     ),
+    "oialr-training": Section(
+        "Layers in orthogonal bases, training step",
+        "Forward, dx and the gradients of what trains: F.linear, and lath.ops.oialr_linear, whose bases are frozen. MACs "
+        "of lath: one factor after the other, 2 rank (in + out) + 3 rank^2 a row, or the formed weight. Ranks of 416 and "
+        "720 and more are above break-even. share/own: lath's dense step is taken as three forward products.",
+    ),
+    "oialr-inference": Section(
+        "Layers in orthogonal bases, inference",
+        "nn.Linear against OIALRLinear after freeze(), which keeps two factors or the dense weight, module(x) under "
+        "inference_mode.",
+    ),
+    "oialr-conv": Section(
+        "Convolutions in orthogonal bases, batch 16",
+        "nn.Conv2d against OIALRConv2d, 3x3, each contender in its better memory format; inference after freeze(). "
+        "MACs as torch counts them in its own operators.",
+    ),
+    "oialr-attention": Section(
+        "Self-attention in orthogonal bases",
+        "nn.MultiheadAttention against OIALRMultiheadAttention, 4 images of 197 tokens, no weights returned; inference "
+        "after freeze(). MACs as torch counts them, scores and sums of attention included.",
+    ),
+    "oialr-model": Section(
+        "Whole models in orthogonal bases, 32x32, at ranks / 8",
+        "A ViT of 6 layers, 384 wide, with 65 tokens, and ResNet-18; first and last layer dense. The step includes the "
+        "SGD update. MACs as above.",
+    ),
+    "oialr-memory": Section(
+        "Layers in orthogonal bases, what is kept for the backward pass",
+        "Numbers a row of x, or a place of y of a convolution, that autograd keeps beside weights. Goal: the rank; of a "
+        "convolution also the product of u and s, once a layer.",
+    ),
+    "oialr-update": Section(
+        "Basis updates",
+        "dense: a training step of the converted layer at 1024 rows, of the converted model at batch 16; lath: the "
+        "update of all of its bases by lath.OIALRController, with the state of AdamW. A model is to take less than 20 "
+        "steps.",
+    ),
     "model": Section(
         "A whole model: 784-1024-1024-10",
         "Rank an eighth of min(in, out), last layer dense. The step includes the SGD update.",
@@ -150,7 +187,7 @@ def _theirs(row: Row) -> str:
 
 
 def _in_steps(row: Row) -> str:
-    return _ratio(row.value) if row.goal is not None and row.goal.quantity == "steps" else ""
+    return _ratio(row.lath / row.baseline) if row.section == "oialr-update" else ""
 
 
 # Heading to the text of a row, in the order of the table. A column that is empty for all rows of a table is left out.
@@ -209,8 +246,13 @@ bound         the share of a call that takes max(multiply-adds / peak, bytes / b
 vs two        time of two nn.Linear or nn.Conv2d of the same rank over lath's
 vs loop       time of an LSTM as a loop compiled by TorchScript over lath's; vs proj.: of nn.LSTM with projections;
               their ok?: for the lesser of both
+vs recomp.    time of a layer in an orthogonal basis that forms its weight in every call, as the public code of the
+              method does, over lath's; vs factors: of its three factors, applied by torch; their ok?: in the order of
+              their goals
+in steps      time of a basis update over that of a training step
 tokens/s      steps of all samples of an LSTM, per second of lath
-floats        peak memory of a training step of an LSTM, in numbers a token and layer; dense floats: of nn.LSTM;
+floats        peak memory of a training step of an LSTM, or what other layers keep for their backward pass, in numbers
+              a token or row and layer; dense floats: of the dense layer;
               a further: what one more token takes
 goal          floor/target
 ok?           target, floor (accepted) or below: for the share, or else vs two, the speed-up or microseconds;
