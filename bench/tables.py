@@ -110,9 +110,9 @@ SECTIONS = {
     ),
     "oialr-training": Section(
         "Layers in orthogonal bases, training step",
-        "Forward, dx and the gradients of what trains: F.linear, and lath.ops.oialr_linear, whose bases are frozen. MACs "
-        "of lath: one factor after the other, 2 rank (in + out) + 3 rank^2 a row, or the formed weight. Ranks of 416 and "
-        "720 and more are above break-even. share/own: lath's dense step is taken as three forward products.",
+        "Forward, dx and the gradients of what trains: F.linear, and lath.ops.oialr_linear, whose bases are frozen. "
+        "MACs of lath: one factor after the other, 2 rank (in + out) + 3 rank^2 a row, or the formed weight. Ranks of "
+        "416 and 720 and more are above break-even. share/own: lath's dense step is taken as three forward products.",
     ),
     "oialr-inference": Section(
         "Layers in orthogonal bases, inference",
@@ -136,8 +136,8 @@ SECTIONS = {
     ),
     "oialr-memory": Section(
         "Layers in orthogonal bases, what is kept for the backward pass",
-        "Numbers a row of x, or a place of y of a convolution, that autograd keeps beside weights. Goal: the rank; of a "
-        "convolution also the product of u and s, once a layer.",
+        "Numbers a row of x, or a place of y of a convolution, that autograd keeps beside weights. Goal: the rank; of "
+        "a convolution also the product of u and s, once a layer.",
     ),
     "oialr-update": Section(
         "Basis updates",
