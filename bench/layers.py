@@ -122,14 +122,14 @@ def call_module(module: nn.Module, x: Tensor) -> Tensor:
     return module(x)
 
 
-def dense_module(weight: Tensor, bias: Tensor) -> nn.Linear:
+def dense_module(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """``nn.Linear`` on these very tensors."""
     module = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
-    module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
+    module.weight, module.bias = nn.Parameter(weight), None if bias is None else nn.Parameter(bias)
     return module
 
 
-def two_modules(weight_v: Tensor, weight_u: Tensor, bias: Tensor) -> nn.Sequential:
+def two_modules(weight_v: Tensor, weight_u: Tensor, bias: Tensor | None) -> nn.Sequential:
     """Two ``nn.Linear`` on these very tensors."""
     first = nn.utils.skip_init(nn.Linear, weight_v.shape[1], weight_v.shape[0], bias=False)
     first.weight = nn.Parameter(weight_v)
