@@ -29,8 +29,8 @@ RANKS: dict[Shape, tuple[int, ...]] = {
     (3072, 768): (48, 96, 192, 384, 720),
 }
 ROWS = (64, 256, 1024, 4096)
-MANY = 4096  # rows at which fewer ranks are measured, and no weights formed: beside the dense product that is nothing
-ROTATING = 256  # up to so many rows the weights are a good part of what a call touches, and layers rotate, too
+MANY = 4096  # rows at which two ranks are measured, and no weights formed: that is nothing beside the dense product
+ROTATING = 64  # up to so many rows the weights are a good part of what a call touches, and layers rotate, too
 
 SHARE_GOAL = Goal("share", 0.88, 0.97, own=True)
 PAIR_GOAL = Goal("vs two", 1.1, 1.4)
@@ -77,10 +77,9 @@ def inference(context: Context) -> Iterator[Row]:
 def _cases(context: Context, requires_grad: bool) -> Iterator[Case]:
     for shape in [(768, 3072)] if context.quick else RANKS:
         for rows in ROWS[:3:2] if context.quick else ROWS:
-            ranks = RANKS[shape][1:5:2] if context.quick else RANKS[shape]
+            ranks = RANKS[shape][1:5:2] if context.quick else RANKS[shape][1:3] if rows >= MANY else RANKS[shape]
             modes = context.effort.modes if rows <= ROTATING else ("hot",)
-            yield from cases_of(context, shape, rows, ranks[1:3] + ranks[4:5] if rows >= MANY else ranks, modes,
-                                requires_grad)  # fmt: skip
+            yield from cases_of(context, shape, rows, ranks, modes, requires_grad)
 
 
 def cases_of(
