@@ -119,13 +119,15 @@ def _time_training(context: Context, case: Case) -> dict[object, Timing]:
     for rank, cores in case.cores.items():
         calls["two", rank] = turns(two_products, case.layers.factors[rank])
         calls["lath", rank] = turns(lath.ops.oialr_linear, cores)
-        calls |= {(name, rank): turns(product, cores) for name, product in _products(case).items()}
+        calls |= {(name, rank): turns(product, cores) for name, product in _products(case, rank).items()}
     what = f"oialr-training {label(case.shape)}, {case.rows} rows, {case.mode}"
     return context.compare(what, calls, hot=case.mode == "hot")
 
 
-def _products(case: Case) -> dict[str, Callable[..., Tensor]]:
-    return {name: product for name, product in PRODUCTS.items() if case.rows < MANY or name != "recompose"}
+def _products(case: Case, rank: int) -> dict[str, Callable[..., Tensor]]:
+    """What else is timed at this rank; forming the weight takes about as long at all of them."""
+    formed = case.rows < MANY and min(case.shape) // 8 <= rank <= min(case.shape) // 2
+    return {name: product for name, product in PRODUCTS.items() if formed or name != "recompose"}
 
 
 def step_macs(shape: Shape, rows: int, rank: int) -> tuple[str, int]:
@@ -187,7 +189,7 @@ def _time_inference(context: Context, case: Case) -> dict[object, Timing]:
     for rank, cores in case.cores.items():
         calls["two", rank] = turns(two_modules, case.layers.factors[rank])
         calls["lath", rank] = turns(frozen_module, cores)
-        calls |= {(name, rank): turns(partial(TorchLinear, variant=name), cores) for name in _products(case)}
+        calls |= {(name, rank): turns(partial(TorchLinear, variant=name), cores) for name in _products(case, rank)}
     what = f"oialr-inference {label(case.shape)}, {case.rows} rows, {case.mode}"
     return context.compare(what, calls, hot=case.mode == "hot")
 
@@ -228,7 +230,7 @@ def _row(
     context: Context, section: str, case: Case, rank: int, timings: Mapping[object, Timing], training: bool, **values
 ) -> Row:
     n_in, n_out = case.shape
-    timed = {name: timings[name, rank] for name in ("two", "lath", *_products(case))}
+    timed = {name: timings[name, rank] for name in ("two", "lath", *_products(case, rank))}
     passes = 3 if training else 1
     return Row(
         section=section,
@@ -242,7 +244,7 @@ def _row(
         lath=timed["lath"].median,
         two=timed["two"].median,
         own=passes * timings["own"].median,
-        rivals={name: timed[name].median for name in _products(case)},
+        rivals={name: timed[name].median for name in _products(case, rank)},
         dense_macs=passes * case.rows * n_in * n_out,
         peak=context.peak,
         **disturbance([timings["dense"], *timed.values()]),

@@ -23,7 +23,7 @@ RIVALS = VARIANTS[1:]
 CONVOLUTIONS = {Layer(256, 256, 14): (64,), Layer(512, 512, 7): (32, 64, 128, 256)}
 CONVOLUTION_GOALS = {(Layer(256, 256, 14), 64): Goal("share", 0.75, 0.90)}
 WIDTH, HEADS = 768, 12
-TOKENS = 4, 197  # images and their tokens
+TOKENS = 2, 197  # images and their tokens
 ATTENTION_RANKS = (48, 96, 192, 384)
 
 

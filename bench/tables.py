@@ -126,7 +126,7 @@ SECTIONS = {
     ),
     "oialr-attention": Section(
         "Self-attention in orthogonal bases",
-        "nn.MultiheadAttention against OIALRMultiheadAttention, 4 images of 197 tokens, no weights returned; inference "
+        "nn.MultiheadAttention against OIALRMultiheadAttention, 2 images of 197 tokens, no weights returned; inference "
         "after freeze(). MACs as torch counts them, scores and sums of attention included.",
     ),
     "oialr-model": Section(

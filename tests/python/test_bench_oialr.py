@@ -336,7 +336,7 @@ def test_training_and_inference(small, monkeypatch, tmp_path):
         assert [row["rank"] for row in rows[:5]] == ["2", "4", "8", "16", "20"]
         assert [row["rank"] for row in rows if row["rows"] == "16"] == ["4", "8"] * 2
         assert all(float(row[name]) > 0 for row in rows for name in ("lath", "two", "own", "factors"))
-        assert all(bool(row["recompose"]) == (row["rows"] == "8") for row in rows)
+        assert all(bool(row["recompose"]) == (row["rows"] == "8" and 4 <= int(row["rank"]) <= 16) for row in rows)
         assert {row["verdict"] for row in rows if int(row["rank"]) >= 20} <= {"target", "floor", "below"}
         expected = 3 if section == "oialr-training" else 1
         row = rows[1]
