@@ -388,9 +388,7 @@ def test_updates(small, monkeypatch, tmp_path):
     assert [(row["case"], row["rank"]) for row in rows[:4]] == [
         ("32->32", "4"), ("32->32", "32"), ("32->48", "4"), ("32->48", "32")
     ]  # fmt: skip
-    assert [row["case"] for row in rows[4:]] == [
-        "ViT, ranks / 8", "ViT, full rank", "convolutions, ranks / 8", "convolutions, full rank"
-    ]  # fmt: skip
+    assert [row["case"] for row in rows[4:]] == ["ViT, ranks / 8", "ViT, full rank", "convolutions, ranks / 8"]
     for row in rows[4:]:
         assert math.isclose(float(row["value"]), float(row["lath"]) / float(row["baseline"]), rel_tol=1e-3)
         assert row["verdict"] in ("target", "below")
