@@ -18,7 +18,7 @@ LIBRARY = _load.load()
 _cuda.start(LIBRARY)
 
 from . import _conv_cuda, _fake, nn, ops  # noqa: E402, F401  (these need the operators)
-from .convert import convert, dense_state_dict, restore  # noqa: E402
+from .convert import convert, dense_state_dict, oialr_to_lowrank, restore  # noqa: E402
 from .decay import (  # noqa: E402
     FrobeniusDecay,
     decay_groups,
@@ -29,19 +29,40 @@ from .decay import (  # noqa: E402
 )
 from .freeze import freeze, unfreeze  # noqa: E402
 from .info import info  # noqa: E402
+from .neighbours import (  # noqa: E402
+    AfterEpochs,
+    AfterSteps,
+    RankSwitch,
+    StableRank,
+    WarmupThenFactor,
+    cuttlefish,
+    profile_blocks,
+    pufferfish,
+    spectral_frobenius,
+    stable_rank,
+    stable_ranks,
+)
+from .nn.cored import oialr_cores  # noqa: E402
 from .report import LayerReport, Report, report  # noqa: E402
 from .rules import decom_rule  # noqa: E402
-from .specs import LowRank  # noqa: E402
+from .specs import OIALR, LowRank  # noqa: E402
 from .spectral import ranks_for_budget, singular_values, spectral_init  # noqa: E402
 
 __all__ = [
     "LIBRARY",
+    "OIALR",
+    "AfterEpochs",
+    "AfterSteps",
     "FrobeniusDecay",
     "LayerReport",
     "LowRank",
+    "RankSwitch",
     "Report",
+    "StableRank",
+    "WarmupThenFactor",
     "__version__",
     "convert",
+    "cuttlefish",
     "decay_groups",
     "decom_rule",
     "dense_state_dict",
@@ -52,11 +73,18 @@ __all__ = [
     "l2_decay",
     "mixed_decay",
     "nn",
+    "oialr_cores",
+    "oialr_to_lowrank",
     "ops",
+    "profile_blocks",
+    "pufferfish",
     "ranks_for_budget",
     "report",
     "restore",
     "singular_values",
+    "spectral_frobenius",
     "spectral_init",
+    "stable_rank",
+    "stable_ranks",
     "unfreeze",
 ]

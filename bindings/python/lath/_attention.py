@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from . import ops
+from . import _oialr, ops
 from .factor import Decomposition
-from .nn import LowRankMultiheadAttention
-from .nn.attention import dense_weights, projections
+from .nn import LowRankMultiheadAttention, OIALRMultiheadAttention
+from .nn.thin_attention import ThinAttention, dense_weights, projections
 from .specs import LowRank
 
-KINDS = (nn.MultiheadAttention, LowRankMultiheadAttention)
+KINDS = (nn.MultiheadAttention, ThinAttention)
 
 # The weights of a dense layer, as a module above would read them.
 WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight")
@@ -33,7 +33,7 @@ def is_attention(module: nn.Module) -> bool:
 
 def owns_projection(module: nn.Module) -> bool:
     """Whether its ``out_proj`` is a part of it and no layer of its own; a subclass may use it in any way."""
-    return type(module) is nn.MultiheadAttention or isinstance(module, LowRankMultiheadAttention)
+    return type(module) is nn.MultiheadAttention or isinstance(module, ThinAttention)
 
 
 def parts(module: nn.Module) -> tuple[nn.Module, ...]:
@@ -90,6 +90,7 @@ class AttentionCall:
     rows: tuple[int, int, int, int]  # of query, key, value and output
     dtype: torch.dtype
     device: torch.device
+    sources: int  # different tensors among query, key and value; where key and value differ, 3
 
     @classmethod
     def of(cls, args: tuple, kwargs: Mapping[str, Any]) -> AttentionCall | None:
@@ -99,12 +100,29 @@ class AttentionCall:
         if not all(isinstance(t, Tensor) for t in (query, key, value)):
             return None
         rows = tuple(math.prod(t.shape[:-1]) for t in (query, key, value, query))
-        return cls(tuple(query.shape), rows, query.dtype, query.device)
+        sources = 3 if key is not value else 1 if query is key else 2
+        return cls(tuple(query.shape), rows, query.dtype, query.device, sources)
+
+
+def dense_macs(module: nn.Module, calls: list[AttentionCall]) -> int:
+    """Multiply-adds of the projections if they were dense."""
+    return sum(r * n * m for call in calls for r, (n, m) in zip(call.rows, projections(module), strict=True))
+
+
+def core_plans(module: OIALRMultiheadAttention, call: AttentionCall) -> list[tuple[str, int]]:
+    """Kernel and multiply-adds of each weight; of a packed one, Vh meets every input once."""
+    *cores, last = *module.cores(), *module.out_proj.cores()
+    *inputs, output = call.rows
+    if len(cores) == 1:
+        plans = [_oialr.plan(cores[0], sum(inputs[: call.sources]), module.embed_dim * sum(inputs))]
+    else:
+        plans = [_oialr.plan(core, n, n * module.embed_dim) for core, n in zip(cores, inputs, strict=True)]
+    return [*plans, _oialr.plan(last, output, output * module.embed_dim)]
 
 
 def rows_and_macs(module: nn.Module, calls: list[AttentionCall]) -> tuple[int, int, int, str]:
     """Queries, multiply-adds of the projections, those of the dense ones, and the kernel of the first projection."""
-    dense = sum(r * n * m for call in calls for r, (n, m) in zip(call.rows, projections(module), strict=True))
+    dense = dense_macs(module, calls)
     queries = sum(call.rows[0] for call in calls)
     if not isinstance(module, LowRankMultiheadAttention):
         return queries, dense, dense, "dense"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import _batching, _conv, _lstm
+from ._frozen_conv import is_channels_last, unread
 
 _linear = torch.ops.lath.linear.default
 _forward = torch.ops.lath.lowrank_linear_forward.default
@@ -126,17 +127,27 @@ def _lowrank_grads(dy, x, weight_v, weight_u, inner_bias, needs):
     return dx, dv, du, d_bias, d_inner_bias
 
 
-def lowrank_conv2d(x, weight_v, weight_u, bias, inner_bias, save, geometry) -> Tensor:
-    """y, with gradients. Absent biases are tensors without elements."""
+def lowrank_conv2d(x, weight_v, weight_u, bias, inner_bias, save, geometry, keep_input=True) -> Tensor:
+    """y, with gradients. Absent biases are tensors without elements.
+
+    Without ``keep_input`` an eager call keeps x only where the gradient of weight_v needs it.
+    """
     if _needs_setup_context():
         return LowRankConv2dFunction.apply(x, weight_v, weight_u, bias, inner_bias, *geometry, save)[0]
-    return EagerLowRankConv2dFunction.apply(x, weight_v, weight_u, bias, inner_bias, save, geometry)
+    return EagerLowRankConv2dFunction.apply(x, weight_v, weight_u, bias, inner_bias, save, geometry, keep_input)
 
 
 def _conv_backward(ctx, dy):
     """The gradients of the five tensors, None where not needed."""
     x, weight_v, weight_u, inner_bias, p = ctx.saved_tensors
     need_x, need_v, need_u, need_bias, need_inner_bias = needs = ctx.needs_input_grad[:5]
+    if ctx.unread is not None:
+        if _differentiating_backward():
+            raise RuntimeError(
+                "lath.lowrank_conv2d: second derivatives need x, which a call with keep_input=False has not kept; "
+                "torch.func, as in torch.func.hessian, keeps it"
+            )
+        x = unread(ctx.unread[0], weight_v, ctx.unread[1])
     if dy.dtype is not x.dtype:
         dy = dy.to(x.dtype)
     if _differentiating_backward():
@@ -158,7 +169,7 @@ class LowRankConv2dFunction(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         x, weight_v, weight_u, _, inner_bias, *geometry, _ = inputs
         p = output[1]
-        ctx.geometry = _conv.Geometry(*geometry)
+        ctx.geometry, ctx.unread = _conv.Geometry(*geometry), None
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(p)
         ctx.save_for_backward(x, weight_v, weight_u, inner_bias, p)
@@ -173,19 +184,22 @@ class LowRankConv2dFunction(torch.autograd.Function):
 
 
 class EagerLowRankConv2dFunction(torch.autograd.Function):
-    """``y = apply(x, weight_v, weight_u, bias, inner_bias, save, geometry)``."""
+    """``y = apply(x, weight_v, weight_u, bias, inner_bias, save, geometry, keep_input)``."""
 
     @staticmethod
-    def forward(ctx, x, weight_v, weight_u, bias, inner_bias, save, geometry):
+    def forward(ctx, x, weight_v, weight_u, bias, inner_bias, save, geometry, keep_input):
         y, p = _conv2d_forward(x, weight_v, weight_u, bias, inner_bias, *geometry, save)
-        ctx.geometry = geometry
+        ctx.geometry, ctx.unread = geometry, None
         ctx.set_materialize_grads(False)
+        _, need_v, need_u, *_ = ctx.needs_input_grad
+        if not (keep_input or need_v or (need_u and p.numel() == 0)):
+            ctx.unread, x = (x.shape, is_channels_last(x)), None
         ctx.save_for_backward(x, weight_v, weight_u, inner_bias, p)
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        return (*((None,) * 5 if dy is None else _conv_backward(ctx, dy)), None, None)
+        return (*((None,) * 5 if dy is None else _conv_backward(ctx, dy)), None, None, None)
 
 
 class LowRankLSTMFunction(torch.autograd.Function):

@@ -13,6 +13,7 @@ from torch.nn.functional import conv2d, pad
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ._fake import check_conv_shapes
+from ._frozen_conv import frozen_conv
 from .factor import CONV_MODES, conv_break_even_rank, merge_conv, merge_conv_bias
 
 PLANNED = ("plain", "fused", "linear", "pair", "merged")  # enum lath_conv_kernel
@@ -137,8 +138,17 @@ def composite(
     inner_bias: Tensor | None,
     stages: tuple[Stage, ...],
     groups: int,
+    keep_input: bool = True,
 ) -> Tensor:
-    """The function as two convolutions of torch, or as one with the dense weight, as there are stages."""
+    """The function as two convolutions of torch, or as one with the dense weight, as there are stages.
+
+    Without ``keep_input`` the first of two keeps nothing of x where weight_v requires no gradient.
+    """
+    if len(stages) == 2 and inner_bias is None and not keep_input:
+        first = stages[0]
+        padded = x if first.pad is None else pad(x, first.pad)
+        p = frozen_conv(padded, weight_v, first.stride, first.padding, first.dilation, groups)
+        return convolve(p, weight_u, bias, stages[1], groups)
     if len(stages) == 2:
         p = convolve(x, weight_v, inner_bias, stages[0], groups)
         return convolve(p, weight_u, bias, stages[1], groups)

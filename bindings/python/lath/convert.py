@@ -8,18 +8,19 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import _attention, _fast_path, _recurrent
+from . import _attention, _fast_path, _oialr, _recurrent
 from .costs import break_even
 from .factor import Decomposition, conv_matrix
-from .nn import LowRankConv2d, LowRankLinear, LowRankLSTM, LowRankMultiheadAttention
+from .nn import LowRankConv2d, LowRankConv2dNorm, LowRankLinear, LowRankLSTM, LowRankMultiheadAttention
+from .nn.cored import Cored
 from .report import LayerReport, Report, describe
-from .specs import LowRank
+from .specs import OIALR, LowRank
 from .survey import DENSE, THIN, Site, survey
 
 Predicate = Callable[[str, nn.Module], bool]
@@ -51,18 +52,34 @@ _SMALLEST = {
     LowRankMultiheadAttention: (1, 1, 1),
     nn.LSTM: (1, 1),
     LowRankLSTM: (1, 1, 1),
+    nn.Conv1d: (1, 1, 1),
+    nn.Conv3d: (1, 1, 1),
+    _oialr.OIALRLinear: (1, 1, 1),
+    _oialr.OIALRConv1d: (1, 1, 1, 1),
+    _oialr.OIALRConv2d: (1, 1, 1, 1),
+    _oialr.OIALRConv3d: (1, 1, 1, 1),
+    _oialr.OIALRMultiheadAttention: (1, 1, 1),
 }
 
-_LOW_RANK = {
-    nn.Linear: LowRankLinear,
-    nn.Conv2d: LowRankConv2d,
-    nn.MultiheadAttention: LowRankMultiheadAttention,
-    nn.LSTM: LowRankLSTM,
+# The layers that each spec makes.
+_FORMS: dict[type, dict[type[nn.Module], type[nn.Module]]] = {
+    LowRank: {
+        nn.Linear: LowRankLinear,
+        nn.Conv2d: LowRankConv2d,
+        nn.MultiheadAttention: LowRankMultiheadAttention,
+        nn.LSTM: LowRankLSTM,
+    },
+    OIALR: _oialr.FORMS,
 }
 
+Spec = LowRank | OIALR
 
-def convert(model: nn.Module, spec: LowRank, include: Selection = None, exclude: Selection = None) -> Report:
+
+def convert(model: nn.Module, spec: Spec, include: Selection = None, exclude: Selection = None) -> Report:
     """Replace ``nn.Linear``, ``nn.Conv2d``, attention and ``nn.LSTM`` in ``model`` by low-rank layers, in place.
+
+    With ``lath.OIALR`` linear layers, convolutions of one to three dimensions and attention get orthogonal bases and a
+    core that trains; their biases stay the same parameters.
 
     A layer stays as it is, with the reason in the report, when the form would not make it cheaper, when it is a
     depthwise convolution, when its weight is tied or parametrized, when it is lazy, quantized or a subclass with a
@@ -76,7 +93,7 @@ def convert(model: nn.Module, spec: LowRank, include: Selection = None, exclude:
 
     Args:
         model: a module that contains linear layers or convolutions.
-        spec: the form and the rank.
+        spec: the form and the rank: ``lath.LowRank`` or ``lath.OIALR``.
         include: only layers whose qualified name matches: a glob, a compiled regular expression (which has to match the
             whole name), a callable ``(name, module) -> bool``, or a list of these.
         exclude: not these layers; the same forms. :func:`lath.decom_rule` makes one that keeps early layers dense.
@@ -90,14 +107,20 @@ def convert(model: nn.Module, spec: LowRank, include: Selection = None, exclude:
             call ``from_dense`` of the low-rank layer); ``include`` matches nothing; a ratio that gives rank 0; a weight
             with NaN.
     """
-    _check_model(model, "convert")
-    if not isinstance(spec, LowRank):
-        raise TypeError(f"lath.convert: spec is {type(spec).__name__}, expected lath.LowRank")
+    if not isinstance(spec, Spec):
+        raise TypeError(f"lath.convert: spec is {type(spec).__name__}, expected lath.LowRank or lath.OIALR")
+    _check_model(model, "convert", _FORMS[type(spec)])
     selected = _selector(include, "include"), _selector(exclude, "exclude")
-    sites = survey(model)
-    reasons = [site.reason or _already(site) for site in sites]
+    if isinstance(spec, OIALR):
+        sites = survey(model, _oialr.KINDS)
+        reasons = [site.reason or _already(site) or _oialr.obstacle(site.module, spec) for site in sites]
+        ends, mode = (int(spec.keep_first), int(spec.keep_last)), "pointwise"
+    else:
+        sites = survey(model)
+        reasons = [site.reason or _already(site) for site in sites]
+        ends, mode = (spec.skip_first, spec.skip_last), spec.conv
     _select(sites, reasons, *selected)
-    _skip_ends(reasons, spec)
+    _skip_ends(reasons, *ends)
 
     rows: list[LayerReport] = []
     replacements: list[tuple[Site, nn.Module]] = []
@@ -107,7 +130,7 @@ def convert(model: nn.Module, spec: LowRank, include: Selection = None, exclude:
             built, reason = _build(site, spec)
         if built is not None:
             replacements.append((site, built))
-        rows.append(describe(site.name, built or site.module, reason=reason, mode=spec.conv))
+        rows.append(describe(site.name, built or site.module, reason=reason, mode=mode))
     for site, built in replacements:
         _carry_over(site.module, built)
         site.put(built)
@@ -116,7 +139,7 @@ def convert(model: nn.Module, spec: LowRank, include: Selection = None, exclude:
 
 
 def restore(model: nn.Module) -> list[str]:
-    """Replace every low-rank layer of ``model`` by the dense one of the same function, in place.
+    """Replace every thin layer of ``model`` by the dense one of the same function, in place.
 
     Hooks, ``requires_grad``, training mode, dtype and device are carried over, the inner bias goes into the bias. After
     an error the model is as it was.
@@ -126,22 +149,53 @@ def restore(model: nn.Module) -> list[str]:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: ``model`` itself is a low-rank layer; call its ``to_dense``. Or no dense layer has the function of
-            a low-rank one: a separable convolution with vertical padding and an inner bias.
+        ValueError: ``model`` itself is a thin layer; call its ``to_dense``. Or no dense layer has the function of a
+            thin one: a separable convolution with vertical padding and an inner bias, a convolution with a norm.
     """
     _check_model(model, "restore")
-    replacements = [(site, _dense(site)) for site in survey(model) if isinstance(site.module, THIN)]
-    for site, dense in replacements:
-        _carry_over(site.module, dense)
-        site.put(dense)
+    thin = [site for site in survey(model) if isinstance(site.module, THIN)]
+    return _swap(model, thin, lambda module: module.to_dense())
+
+
+def oialr_to_lowrank(model: nn.Module) -> list[str]:
+    """Replace every layer ``U S Vh`` of ``model`` by two factors, ``U S`` and ``Vh``, in place: the same function.
+
+    For inference and export, or to train both factors on. The new layers are those of ``lath.LowRank``, and two
+    convolutions of torch where there are none, of one or three dimensions. What :func:`convert` carries over is carried
+    over. After an error the model is as it was.
+
+    Returns:
+        The qualified names of the layers that were replaced.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: ``model`` itself is such a layer; call its ``to_lowrank``. Or a convolution has a norm or an
+            activation of its own.
+    """
+    if isinstance(model, Cored):
+        raise ValueError(
+            f"lath.oialr_to_lowrank: model is itself a {type(model).__name__}, which cannot be replaced in place; call "
+            "model.to_lowrank()"
+        )
+    _check_model(model, "oialr_to_lowrank")
+    cored = [site for site in survey(model) if isinstance(site.module, Cored)]
+    return _swap(model, cored, lambda module: module.to_lowrank())
+
+
+def _swap(model: nn.Module, sites: list[Site], make: Callable[[nn.Module], nn.Module]) -> list[str]:
+    """Replace layers by what ``make`` returns, once all are made; their names."""
+    made = [_named(site.name, partial(make, site.module)) for site in sites]
+    for site, new in zip(sites, made, strict=True):
+        _carry_over(site.module, new)
+        site.put(new)
     _fast_path.update(model, THIN)
-    return [site.name for site, _ in replacements]
+    return [site.name for site in sites]
 
 
 def dense_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
     """The state dict that ``model`` would have after :func:`restore`; the model stays as it is.
 
-    The factors of each low-rank layer appear as ``weight``, its biases as ``bias``. A converted model loads it back
+    The factors of each thin layer appear as ``weight``, its biases as ``bias``. A converted model loads it back
     with ``load_state_dict``, up to the rounding of one decomposition; only a layer with an inner bias and no other
     cannot.
 
@@ -155,7 +209,11 @@ def dense_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
     for key, value in state.items():
         prefix, leaf = key[: key.rfind(".") + 1], key[key.rfind(".") + 1 :]
         if prefix not in layers:
-            dense[key] = value
+            if not _is_norm(prefix, layers):
+                dense[key] = value
+        elif isinstance(layers[prefix], Cored):
+            entries = _named(prefix[:-1], partial(_oialr.dense_entries, layers[prefix], leaf))
+            dense.update((f"{prefix}{name}", entry) for name, entry in entries.items())
         elif _attention.is_attention(layers[prefix]):
             entries = _attention.dense_entries(layers[prefix], leaf)
             dense.update((f"{prefix}{name}", entry) for name, entry in entries.items())
@@ -173,8 +231,10 @@ def dense_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
     return dense
 
 
-def _dense(site: Site) -> nn.Module:
-    return _named(site.name, site.module.to_dense)
+def _is_norm(prefix: str, layers: dict[str, nn.Module]) -> bool:
+    """Whether entries that begin like this are of the norm of a low-rank convolution, which its dense weight has."""
+    owner, _, child = prefix[:-1].rpartition(".")
+    return child == "norm" and isinstance(layers.get(f"{owner}." if owner else ""), LowRankConv2dNorm)
 
 
 def _named(name: str, make: Callable[[], Any]) -> Any:
@@ -185,12 +245,13 @@ def _named(name: str, make: Callable[[], Any]) -> Any:
         raise ValueError(f"layer {name!r}: {error}") from error
 
 
-def _check_model(model: object, what: str) -> None:
+def _check_model(model: object, what: str, forms: dict[type[nn.Module], type[nn.Module]] | None = None) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"lath.{what}: model is {type(model).__name__}, expected torch.nn.Module")
-    if isinstance(model, (*DENSE, *THIN)):
-        low_rank = next((thin for dense, thin in _LOW_RANK.items() if isinstance(model, dense)), type(model))
-        other = f"{low_rank.__name__}.from_dense(model, rank)" if what == "convert" else "model.to_dense()"
+    forms = forms or {}
+    if isinstance(model, (*DENSE, *THIN, *forms)):
+        thin = next((thin for dense, thin in forms.items() if isinstance(model, dense)), type(model))
+        other = f"{thin.__name__}.from_dense(model, rank)" if what == "convert" else "model.to_dense()"
         raise ValueError(
             f"lath.{what}: model is itself a {type(model).__name__}, which cannot be replaced in place; "
             f"wrap it in nn.Sequential, or call {other}"
@@ -239,18 +300,20 @@ def _select(
             reasons[i] = "not selected"
 
 
-def _skip_ends(reasons: list[str | None], spec: LowRank) -> None:
-    """Note in ``reasons`` which layers ``skip_first`` and ``skip_last`` leave."""
+def _skip_ends(reasons: list[str | None], first: int, last: int) -> None:
+    """Note in ``reasons`` which layers at either end the spec leaves."""
     left = [i for i, reason in enumerate(reasons) if reason is None]
-    for i in left[: spec.skip_first]:
-        reasons[i] = f"one of the first {spec.skip_first}"
-    for i in left[max(0, len(left) - spec.skip_last) :]:
-        reasons[i] = f"one of the last {spec.skip_last}"
+    for i in left[:first]:
+        reasons[i] = f"one of the first {first}"
+    for i in left[max(0, len(left) - last) :]:
+        reasons[i] = f"one of the last {last}"
 
 
-def _build(site: Site, spec: LowRank) -> tuple[nn.Module | None, str | None]:
+def _build(site: Site, spec: Spec) -> tuple[nn.Module | None, str | None]:
     """The replacement of a layer, or None and the reason why there is none."""
     module = site.module
+    if isinstance(spec, OIALR):
+        return _oialr.build(site.name, module, spec), None
     if isinstance(module, nn.MultiheadAttention):
         return _attention.build(site.name, module, spec)
     if isinstance(module, nn.LSTM):

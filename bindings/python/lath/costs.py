@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import _attention, _conv, _recurrent, ops
+from . import _attention, _conv, _oialr, _recurrent, ops
 from .factor import break_even_rank, conv_break_even_rank
 from .nn import LowRankConv2d
+from .nn._geometry import pad_ahead
+from .nn.cored import Cored
 from .nn.factored import Factored
 
 # What speaks for a kernel; for those that are not here, the multiply-adds that they save.
@@ -92,12 +94,16 @@ def dense_numel(module: nn.Module) -> int:
 
 def break_even(module: nn.Module, mode: str = "separable") -> int:
     """The largest rank whose factors cost less than the dense weight; ``mode`` is for convolutions that are dense."""
+    if isinstance(module, Cored) and not is_conv(module):
+        return _oialr.break_even(module)
     if _attention.is_attention(module):
         return _attention.break_even(module)
     if _recurrent.is_lstm(module):
         return _recurrent.break_even(module)
     if not is_conv(module):
         return break_even_rank(*sizes(module))
+    if isinstance(module, Cored) or len(module.kernel_size) != 2:
+        mode = "pointwise"
     mode = getattr(module, "mode", mode)
     return conv_break_even_rank(*sizes(module), module.kernel_size, mode, module.groups, module.stride)
 
@@ -109,6 +115,9 @@ def work(module: nn.Module, calls: list[Call] | None) -> Work:
         return Work(None, _macs_of_a_row(module), dense, None)
     if not calls:
         return Work(0, 0, 0, None)
+    if isinstance(module, Cored):
+        rows, macs, dense, kernel = _work_of_cores(module, calls)
+        return Work(rows, macs, dense, kernel, _why(kernel, macs, dense))
     if _attention.is_attention(module) or _recurrent.is_lstm(module):
         family = _recurrent if _recurrent.is_lstm(module) else _attention
         rows, macs, dense, kernel = family.rows_and_macs(module, calls)
@@ -120,6 +129,18 @@ def work(module: nn.Module, calls: list[Call] | None) -> Work:
     plans = [plan(module, call) for call in calls]
     kernel, macs = plans[0][0], sum(macs for _, macs in plans)
     return Work(rows, macs, rows * dense, kernel, _why(kernel, macs, rows * dense))
+
+
+def _work_of_cores(module: Cored, calls: list) -> tuple[int, int, int, str]:
+    """Rows, multiply-adds, those of the dense layer, and the kernel of the first call."""
+    if _attention.is_attention(module):
+        rows, dense = sum(call.rows[0] for call in calls), _attention.dense_macs(module, calls)
+        plans = [plan for call in calls for plan in _attention.core_plans(module, call)]
+    else:
+        (core,), each = module.cores(), [_rows(module, call) for call in calls]
+        rows, dense = sum(each), sum(each) * dense_numel(module)
+        plans = [_oialr.plan(core, n, n * core.shape[0]) for n in each]
+    return rows, sum(macs for _, macs in plans), dense, plans[0][0]
 
 
 def _why(kernel: str, macs: int, dense_macs: int) -> str:
@@ -142,7 +163,7 @@ def _plan_linear(module: nn.Module, call: Call) -> tuple[str, int]:
 
 def _plan_conv(module: LowRankConv2d, call: Call) -> tuple[str, int]:
     """Kernel and multiply-adds of a call."""
-    x, padding = module._pad(torch.empty(call.x_shape, device="meta"))
+    x, padding = pad_ahead(module, torch.empty(call.x_shape, device="meta"))
     batch, channels, height, width = shape = x.shape if x.dim() == 4 else (1, *x.shape)
     numbers = (module.stride, padding, module.dilation, module.groups, module.mode)
     # Where the plan is not carried out: float64, and inner biases that no dense convolution can express.
@@ -160,6 +181,8 @@ def _plan_conv(module: LowRankConv2d, call: Call) -> tuple[str, int]:
 
 def _macs_of_a_row(module: nn.Module) -> int:
     """Away from borders; a separable pair computes the rows that the vertical stride skips in its second half."""
+    if isinstance(module, Cored):
+        return _oialr.macs_of_a_row(module)
     if _attention.is_attention(module):
         return _attention.macs_of_a_row(module)
     if _recurrent.is_lstm(module):

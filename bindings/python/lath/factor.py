@@ -9,6 +9,7 @@ The weight of a convolution is one matrix per group of channels, see :func:`conv
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,18 +40,19 @@ def break_even_rank(in_features: int, out_features: int) -> int:
 def conv_break_even_rank(
     in_channels: int,
     out_channels: int,
-    kernel_size: tuple[int, int],
+    kernel_size: tuple[int, ...],
     mode: str = "separable",
     groups: int = 1,
-    stride: tuple[int, int] = (1, 1),
+    stride: tuple[int, ...] = (1, 1),
 ) -> int:
     """The same for a convolution, in multiply-adds for an output pixel: the largest rank of a group; 0 for none.
 
     A separable pair computes every row of the image before its second half leaves out what the vertical stride skips.
+    Pointwise pairs may have any number of dimensions, and groups may share their first factor.
     """
-    (kernel_h, kernel_w), n, m = kernel_size, in_channels // groups, out_channels // groups
-    pair = n * kernel_w * stride[0] + m * kernel_h if mode == "separable" else n * kernel_h * kernel_w + m
-    return max(0, (n * m * kernel_h * kernel_w - 1) // max(1, pair))
+    n, m, taps = in_channels // groups, out_channels // groups, math.prod(kernel_size)
+    pair = n * kernel_size[1] * stride[0] + m * kernel_size[0] if mode == "separable" else n * taps + m
+    return max(0, (n * m * taps - 1) // max(1, pair))
 
 
 @dataclass(frozen=True)

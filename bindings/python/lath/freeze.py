@@ -13,11 +13,12 @@ def _layers(model: Module):
 
 
 def freeze(model: Module) -> list[str]:
-    """Call ``freeze()`` on every low-rank layer; the names of those that keep a merged weight.
+    """Call ``freeze()`` on every thin layer; the names of those that keep a merged weight.
 
-    Those are the layers whose rank is so high that the dense layer is cheaper. Their merged copy serves calls without
-    gradients until ``train()``, ``load_state_dict`` or ``to`` drops it. Writes to a weight through ``.data`` or a numpy
-    view after freezing go unseen: freeze again.
+    Those are the layers whose rank is so high that the dense layer is cheaper, and all layers in orthogonal bases,
+    which keep two factors for three at lower ranks. The merged copy serves calls without gradients until ``train()``,
+    ``load_state_dict`` or ``to`` drops it. Writes to a weight through ``.data`` or a numpy view after freezing go
+    unseen: freeze again.
     """
     return [name for name, layer in _layers(model) if layer.freeze()]
 

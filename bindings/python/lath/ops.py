@@ -178,6 +178,7 @@ def lowrank_conv2d(
     groups: int = 1,
     mode: str = "separable",
     kernel: str = "auto",
+    keep_input: bool = True,
 ) -> Tensor:
     """A thin convolution of x to ``rank`` channels for every group, plus inner_bias, then one to ``out``, plus bias.
 
@@ -197,6 +198,8 @@ def lowrank_conv2d(
         mode: "separable" or "pointwise".
         kernel: "fused" runs lath's own, "pair" two convolutions of torch, "merged" one with the dense weight, "auto"
             the fastest by plan. Values and gradients are the same up to rounding.
+        keep_input: False keeps the intermediate for the backward pass, and of x nothing, where weight_v requires no
+            gradient. ``create_graph=True`` is then an error where lath's own kernel ran.
 
     Returns:
         (batch, out, out_height, out_width) in the type of x, channels-last if x is; under autocast in the autocast
@@ -213,7 +216,7 @@ def lowrank_conv2d(
     if not isinstance(x, Tensor):
         raise TypeError(f"lath.lowrank_conv2d: x is {type(x).__name__}, expected torch.Tensor")
     if x.dim() == 3:
-        numbers = (stride, padding, dilation, groups, mode, kernel)
+        numbers = (stride, padding, dilation, groups, mode, kernel, keep_input)
         return lowrank_conv2d(x.unsqueeze(0), weight_v, weight_u, bias, inner_bias, *numbers).squeeze(0)
     if _autocasts(x):
         x, weight_v, weight_u, bias, inner_bias = _autocast("lowrank_conv2d", x, weight_v, weight_u, bias, inner_bias)
@@ -246,7 +249,7 @@ def lowrank_conv2d(
     if taken.kernel == "linear":
         return _pixelwise(x, weight_v, weight_u, bias, inner_bias)
     if taken.stages:
-        return _conv.composite(x, weight_v, weight_u, bias, inner_bias, taken.stages, groups)
+        return _conv.composite(x, weight_v, weight_u, bias, inner_bias, taken.stages, groups, keep_input)
     g = taken.geometry
     if _forward_ad._current_level >= 0 or _in_traced_functorch():
         return _conv.composite(x, weight_v, weight_u, bias, inner_bias, _conv.stages(g), groups)
@@ -255,8 +258,8 @@ def lowrank_conv2d(
     if inner_bias is None:
         inner_bias = _absent(x)
     if training:
-        save = taken.save and weight_u.requires_grad
-        return _autograd.lowrank_conv2d(x, weight_v, weight_u, bias, inner_bias, save, g)
+        save = (taken.save or not keep_input) and weight_u.requires_grad
+        return _autograd.lowrank_conv2d(x, weight_v, weight_u, bias, inner_bias, save, g, keep_input)
     return _lowrank_conv2d(x, weight_v, weight_u, bias, inner_bias, *g)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _attention, _recurrent
+from . import _attention, _oialr, _recurrent
 from .costs import Call, break_even, dense_numel, is_conv, sizes, work
+from .nn.cored import Cored
 from .nn.factored import Factored
 from .survey import THIN, survey
 
@@ -28,12 +29,14 @@ class LayerReport:
         in_features, out_features: features of a linear layer, channels of a convolution, the embedding of attention,
             of x and h of an LSTM; a lazy module has 0 before its first call.
         kernel_size, stride, groups: of a convolution, else None.
-        mode: form of a low-rank convolution, else None.
+        mode: form of a thin convolution, else None.
         rank: None for a dense layer; that of one group for a convolution, of each projection for attention, the
-            largest one of the recurrent weights of an LSTM.
+            largest one of the recurrent weights of an LSTM, and of query, key and value in orthogonal bases.
         break_even: the largest rank at which factors cost less than the dense weight; for a dense convolution in the
-            form that ``lath.convert`` was asked for, else separable; of an LSTM for its recurrent weights.
-        parameters, dense_parameters: numbers now, and in the dense layer of the same function.
+            form that ``lath.convert`` was asked for, else separable; of an LSTM for its recurrent weights; in
+            orthogonal bases that of a forward call, of attention for all its weights together.
+        parameters, dense_parameters: numbers now, and in the dense layer of the same function. Orthogonal bases count.
+        trainable: those of the parameters that require a gradient.
         bytes, dense_bytes: memory of these.
         rows: rows, output pixels, queries, or steps of all samples, per run of the model, over all calls of the layer;
             None if it was not run.
@@ -49,14 +52,15 @@ class LayerReport:
     kind: str
     in_features: int
     out_features: int
-    kernel_size: tuple[int, int] | None
-    stride: tuple[int, int] | None
+    kernel_size: tuple[int, ...] | None
+    stride: tuple[int, ...] | None
     groups: int | None
     mode: str | None
     rank: int | None
     break_even: int
     parameters: int
     dense_parameters: int
+    trainable: int
     bytes: int
     dense_bytes: int
     rows: int | None
@@ -73,12 +77,15 @@ class Report:
 
     Attributes:
         rows: one LayerReport per layer.
-        parameters: numbers of the whole model, layers of other kinds included.
+        parameters: numbers of the whole model, layers of other kinds and orthogonal bases included.
+        trainable: those of the parameters that require a gradient.
     """
 
     def __init__(self, rows: list[LayerReport], model: nn.Module) -> None:
         self.rows = rows
-        self.parameters = sum(p.numel() for p in _initialized(model))
+        parameters = _initialized(model)
+        self.parameters = sum(p.numel() for p in parameters) + _oialr.bases_numel(model)
+        self.trainable = sum(p.numel() for p in parameters if p.requires_grad)
 
     @property
     def dense_parameters(self) -> int:
@@ -114,6 +121,7 @@ class Report:
             "layers": [asdict(row) for row in self.rows],
             "parameters": self.parameters,
             "dense_parameters": self.dense_parameters,
+            "trainable": self.trainable,
             "macs": self.macs,
             "dense_macs": self.dense_macs,
         }
@@ -128,6 +136,8 @@ class Report:
 
     def _summary(self) -> str:
         text = f"model: {self.parameters:,} parameters, {self.dense_parameters:,} dense; "
+        if any(row.kind.startswith("OIALR") for row in self.rows):
+            text = f"model: {self.parameters:,} numbers, {self.trainable:,} train, {self.dense_parameters:,} dense; "
         if any(row.rows is not None for row in self.rows):
             return f"{text}layers: {self.macs:,} multiply-adds, {self.dense_macs:,} dense"
         if any(row.kernel_size for row in self.rows):
@@ -157,11 +167,13 @@ def _window(row: LayerReport) -> str:
     """3x3, with the stride after a slash and the groups; both windows of a low-rank convolution."""
     if row.kernel_size is None:
         return "-"
-    height, width = row.kernel_size
-    first, second = ((1, width), (height, 1)) if row.mode == "separable" else (row.kernel_size, (1, 1))
+    ones = (1,) * len(row.kernel_size)
+    first, second = row.kernel_size, ones
+    if row.mode == "separable":
+        first, second = (1, row.kernel_size[1]), (row.kernel_size[0], 1)
     text = _by(row.kernel_size) if row.mode is None else f"{_by(first)}, {_by(second)}"
-    if row.stride != (1, 1):
-        text += f" /{row.stride[0]}" if row.stride[0] == row.stride[1] else f" /{_by(row.stride)}"
+    if row.stride != ones:
+        text += f" /{row.stride[0]}" if len(set(row.stride)) == 1 else f" /{_by(row.stride)}"
     return text if row.groups == 1 else f"{text} g{row.groups}"
 
 
@@ -175,6 +187,7 @@ _COLUMNS = (
     _Column("even", lambda row: _number(row.break_even)),
     _Column("parameters", lambda row: _number(row.parameters)),
     _Column("dense", lambda row: _number(row.dense_parameters)),
+    _Column("trainable", lambda row: _number(row.trainable), needed=lambda row: row.kind.startswith("OIALR")),
     _Column("input", lambda row: _by(row.input_shape), needed=lambda row: row.input_shape),
     _Column("MACs", lambda row: _number(row.macs)),
     _Column("dense", lambda row: _number(row.dense_macs)),
@@ -230,7 +243,11 @@ def describe(
     parameters = _initialized(module)
     count, size = sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
     dense_count, dense_size = count, size
-    if isinstance(module, Factored):
+    if isinstance(module, Cored):
+        width = module.cores()[0].s.element_size()
+        bases, dense_count = _oialr.bases_numel(module), _oialr.dense_parameters(module)
+        count, size, dense_size = count + bases, size + bases * width, dense_count * width
+    elif isinstance(module, Factored):
         has_bias = module.bias is not None or module.inner_bias is not None
         dense_count = dense_numel(module) + out_size * has_bias
         dense_size = dense_count * module.weight_v.element_size()
@@ -250,11 +267,12 @@ def describe(
         kernel_size=tuple(module.kernel_size) if conv else None,
         stride=tuple(module.stride) if conv else None,
         groups=module.groups if conv else None,
-        mode=getattr(module, "mode", None) if conv else None,
+        mode=_mode(module) if conv else None,
         rank=module.rank if isinstance(module, THIN) else None,
         break_even=break_even(module, mode),
         parameters=count,
         dense_parameters=dense_count,
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
         bytes=size,
         dense_bytes=dense_size,
         rows=done.rows,
@@ -265,6 +283,11 @@ def describe(
         why=done.why,
         reason=reason,
     )
+
+
+def _mode(module: nn.Module) -> str | None:
+    """Of a convolution."""
+    return "pointwise" if isinstance(module, Cored) else getattr(module, "mode", None)
 
 
 def _initialized(module: nn.Module) -> list[nn.Parameter]:

@@ -69,7 +69,8 @@ class LowRank:
             got = " and ".join(given) or "none"
             raise ValueError(f"LowRank: got {got}, expected exactly one of ratio, rank and energy")
         for name in ("ratio", "energy"):
-            self._check_share(name, getattr(self, name))
+            if getattr(self, name) is not None:
+                _check_share("LowRank", name, getattr(self, name))
         if isinstance(self.rank, Mapping):
             for pattern, rank in self.rank.items():
                 check_rank(rank, f"LowRank, layer {pattern!r}")
@@ -79,8 +80,7 @@ class LowRank:
         self._check_choice("init", ("svd", "fresh"))
         self._check_choice("conv", CONV_MODES)
         for name in ("inner_bias", "tune"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"LowRank: {name} is {getattr(self, name)!r}, expected a bool")
+            _check_bool("LowRank", name, getattr(self, name))
         for name in ("skip_first", "skip_last"):
             self._check_count(name, getattr(self, name))
 
@@ -90,15 +90,6 @@ class LowRank:
             raise TypeError(f"LowRank: {name} is {value!r}, expected an int")
         if value < 0:
             raise ValueError(f"LowRank: {name} is {value}, expected 0 or more")
-
-    @staticmethod
-    def _check_share(name: str, value: object) -> None:
-        if value is None:
-            return
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"LowRank: {name} is {value!r}, expected a float")
-        if not 0.0 < value <= 1.0:
-            raise ValueError(f"LowRank: {name} is {value!r}, expected a number above 0 and at most 1")
 
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         if getattr(self, name) not in choices:
@@ -135,6 +126,77 @@ class LowRank:
         else:
             rank = self.rank
         return tuned_rank(rank) if self.tune else rank
+
+
+@dataclass(frozen=True)
+class OIALR:
+    """Orthogonal bases and a core that trains, ``W = U S Vh``, in the place of a dense weight.
+
+    For linear layers, convolutions and attention. The weight of a convolution is one matrix of ``out_channels`` rows;
+    query, key and value have one together, of ``3 embed_dim`` rows, where ``nn.MultiheadAttention`` has. Layers are
+    converted at any rank, also where the factors are no gain yet: ranks fall while the model trains.
+
+    Attributes:
+        rank_ratio: rank of each weight as a share of its smaller side, above 0 and at most 1, rounded down.
+        keep_first, keep_last: leave the first, the last layer of the model dense, of those that would be converted; in
+            the order of ``model.named_modules()``.
+        aspect: leave weights dense whose longer side is this many times the shorter one or more. Those of attention are
+            converted whatever their sides. Infinity converts all.
+        wide_convolutions: convert convolutions with many more columns than rows, as the published code does, which
+            tests them for the opposite alone.
+
+    Raises:
+        TypeError, ValueError: at construction, for a value outside of the above.
+
+    The form and the defaults: Coquelin et al., arXiv 2401.08505, and its public code.
+    """
+
+    rank_ratio: float = 1.0
+    keep_first: bool = False
+    keep_last: bool = True
+    aspect: float = 10.0
+    wide_convolutions: bool = False
+
+    def __post_init__(self) -> None:
+        _check_share("OIALR", "rank_ratio", self.rank_ratio)
+        for name in ("keep_first", "keep_last", "wide_convolutions"):
+            _check_bool("OIALR", name, getattr(self, name))
+        if isinstance(self.aspect, bool) or not isinstance(self.aspect, (int, float)):
+            raise TypeError(f"OIALR: aspect is {self.aspect!r}, expected a number")
+        if not self.aspect > 1:
+            raise ValueError(f"OIALR: aspect is {self.aspect!r}, expected more than 1")
+
+    def is_too_long(self, out: int, fan_in: int, conv: bool) -> bool:
+        """Whether a weight of this shape stays dense."""
+        if out < fan_in and conv and self.wide_convolutions:
+            return False
+        return min(out, fan_in) * self.aspect <= max(out, fan_in)
+
+    def rank_for(self, name: str, out: int, fan_in: int) -> int:
+        """The rank of a weight of the layer ``name``.
+
+        Raises:
+            ValueError: the ratio gives rank 0.
+        """
+        rank = int(min(out, fan_in) * self.rank_ratio)
+        if rank < 1:
+            raise ValueError(
+                f"layer {name!r} ({fan_in} to {out}): rank_ratio {self.rank_ratio} gives rank 0; raise it or exclude "
+                "the layer"
+            )
+        return rank
+
+
+def _check_share(spec: str, name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{spec}: {name} is {value!r}, expected a float")
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"{spec}: {name} is {value!r}, expected a number above 0 and at most 1")
+
+
+def _check_bool(spec: str, name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{spec}: {name} is {value!r}, expected a bool")
 
 
 def tuned_rank(rank: int) -> int:

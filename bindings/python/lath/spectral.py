@@ -15,8 +15,9 @@ from ._pairs import assembled, dense_name, matrices, pair_names, pairs
 from .convert import Selection, _selector
 from .costs import break_even, dense_numel
 from .factor import CONV_MODES, Decomposition, conv_matrix
-from .nn.attention import dense_weights
+from .nn.cored import oialr_cores
 from .nn.factored import Factored
+from .nn.thin_attention import dense_weights
 from .survey import Site, survey
 
 _ONE_RANK = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
@@ -82,8 +83,9 @@ def _bound(module: nn.Module, weight: Tensor) -> float:
 def singular_values(model: nn.Module, conv: str = "separable") -> dict[str, Tensor]:
     """The singular values of every weight matrix, largest first; by the qualified name of the dense weight.
 
-    Those of a low-rank layer are of the product of its factors, from matrices no larger than the rank. Of a convolution
-    they are of the matrix that factoring sees, one row of values for each group.
+    Those of a low-rank layer are of the product of its factors, from matrices no larger than the rank; those of a
+    weight in orthogonal bases are those of its core. Of a convolution they are of the matrix that factoring sees, one
+    row of values for each group; in orthogonal bases all groups, and a packed query, key and value, are one matrix.
 
     Args:
         model: dense, low-rank or mixed: linear layers, 2-d convolutions, attention and recurrent layers. Queries, keys
@@ -100,6 +102,8 @@ def singular_values(model: nn.Module, conv: str = "separable") -> dict[str, Tens
     for module, name_v, name_u in pairs(model):
         each = [_of_product(v, u) for v, u in matrices(module, getattr(module, name_v), getattr(module, name_u))]
         found[names[id(module)] + dense_name(name_v)] = each[0] if len(each) == 1 else torch.stack(each)
+    for core in oialr_cores(model).values():
+        found[names[id(core.module)] + core.name[:-1]] = torch.linalg.svdvals(_wide(core.s))
     for module in model.modules():
         for name, matrix in _dense_matrices(module, conv):
             values = torch.linalg.svdvals(_wide(matrix))

@@ -15,11 +15,15 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import _attention, _recurrent
-from .nn import LowRankLSTM, LowRankMultiheadAttention
+from .nn import LowRankLSTM
+from .nn.cored import Cored
 from .nn.factored import Factored
+from .nn.thin_attention import ThinAttention
 
 DENSE = (nn.Linear, nn.Conv2d, nn.MultiheadAttention, nn.LSTM)
-THIN = (Factored, LowRankMultiheadAttention, LowRankLSTM)
+THIN = (Factored, Cored, ThinAttention, LowRankLSTM)
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -50,16 +54,16 @@ class Site:
             parent._modules[key] = module
 
 
-def survey(model: nn.Module) -> list[Site]:
-    """Every linear layer, 2-d convolution, attention and LSTM below ``model``.
+def survey(model: nn.Module, kinds: tuple[type[nn.Module], ...] = DENSE) -> list[Site]:
+    """Every linear layer, 2-d convolution, attention and LSTM below ``model``, or every layer of other ``kinds``.
 
-    Dense ones (subclasses too), low-rank and quantized ones; each module once, in model order. The output projection of
+    Dense ones (subclasses too), thin and quantized ones; each module once, in model order. The output projection of
     attention is part of it.
     """
     sites: dict[int, Site] = {}
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in modules.items():
-        if name and (isinstance(module, (*DENSE, *THIN)) or _is_quantized(module)):
+        if name and (isinstance(module, (*kinds, *THIN)) or _is_quantized(module)):
             parent, _, key = name.rpartition(".")
             if key == "out_proj" and _attention.owns_projection(modules[parent]):
                 continue
@@ -69,7 +73,7 @@ def survey(model: nn.Module) -> list[Site]:
     owners = _owners(model)
     for site in sites.values():
         if not isinstance(site.module, THIN):
-            site.reason = _reader(site, modules) or _obstacle(site, owners)
+            site.reason = _reader(site, modules) or _obstacle(site, owners, kinds)
     return list(sites.values())
 
 
@@ -150,7 +154,7 @@ def _attributes(member: object) -> Iterator[list[str]]:
             chain = []
 
 
-def _obstacle(site: Site, owners: dict[object, set[str]]) -> str | None:
+def _obstacle(site: Site, owners: dict[object, set[str]], kinds: tuple[type[nn.Module], ...]) -> str | None:
     """Why the layer cannot be replaced without changing what the model does, or None."""
     module = site.module
     for parent, _ in site.places:
@@ -163,8 +167,8 @@ def _obstacle(site: Site, owners: dict[object, set[str]]) -> str | None:
         return "parametrized"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         return "lazy: its sizes are unknown before the first call"
-    if type(module) not in DENSE:
-        dense = next(kind for kind in DENSE if isinstance(module, kind))
+    if type(module) not in kinds:
+        dense = next(kind for kind in kinds if isinstance(module, kind))
         return f"a subclass of nn.{dense.__name__}: {type(module).__name__}"
     if _is_altered(module):
         return "its weight is computed from other tensors (weight norm, pruning)"
@@ -185,7 +189,7 @@ def _is_altered(module: nn.Module) -> bool:
 
 def _form_obstacle(module: nn.Module) -> str | None:
     """Why factors make no sense at any rank."""
-    if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+    if isinstance(module, _CONVS) and module.groups == module.in_channels > 1:
         return "depthwise: one input channel per group"
     return None
 

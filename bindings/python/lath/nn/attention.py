@@ -9,18 +9,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 from torch.nn import Module, MultiheadAttention, Parameter
-from torch.nn.functional import dropout, scaled_dot_product_attention
 from torch.nn.init import xavier_normal_, xavier_uniform_
 
-from .._masks import causal_mask, check_masks, merge_masks
 from ..factor import Decomposition, break_even_rank, merge, merge_bias
 from ..ops import linear, lowrank_linear
-from .factored import check_dense_shape, check_from_dense, check_sizes
-from .freezable import Freezable
+from .factored import check_dense_shape, check_from_dense
 from .linear import LowRankLinear
+from .thin_attention import PARTS, ThinAttention, dense_weights, projections
 
 _NAME = "LowRankMultiheadAttention"
-_PARTS = ("q", "k", "v")
 
 # q, k and v from one product with the stacked first factors, while its result stays in cache until it is used: above
 # this size (bytes) three operators that keep theirs in cache are faster. Measured: 1.16 times as fast as three at 8192
@@ -28,7 +25,7 @@ _PARTS = ("q", "k", "v")
 _CACHED = 4 << 20
 
 
-class LowRankMultiheadAttention(Freezable):
+class LowRankMultiheadAttention(ThinAttention):
     r"""Attention whose four projections are products of two thin factors.
 
     The function of ``nn.MultiheadAttention`` with :math:`W_q = U_q V_q` and so on; each of the projections of query,
@@ -70,8 +67,7 @@ class LowRankMultiheadAttention(Freezable):
     one yourself, set its ``use_nested_tensor = False``.
     """
 
-    # What nn.TransformerEncoderLayer and nn.TransformerEncoder ask before they take the fused path.
-    _qkv_same_embed_dim = False
+    _what = _NAME
 
     def __init__(
         self,
@@ -91,26 +87,17 @@ class LowRankMultiheadAttention(Freezable):
         inner_bias: bool = False,
     ) -> None:
         super().__init__()
-        self.embed_dim = embed_dim
-        self.kdim = embed_dim if kdim is None else kdim
-        self.vdim = embed_dim if vdim is None else vdim
-        self._check_arguments(num_heads, rank, dropout)
-        self.num_heads = num_heads
-        self.head_dim = embed_dim // num_heads
+        self._set_up(embed_dim, num_heads, rank, dropout, add_zero_attn, kdim, vdim, batch_first)
         self.rank = rank
-        self.dropout = dropout
-        self.batch_first = batch_first
-        self.add_zero_attn = add_zero_attn
 
         def parameter(*shape: int) -> Parameter:
             return Parameter(torch.empty(shape, device=device, dtype=dtype))
 
-        self._packed = self.kdim == self.vdim == embed_dim
         if self._packed:
             self.in_proj_weight_v = parameter(3 * rank, embed_dim)
             self.in_proj_weight_u = parameter(3 * embed_dim, rank)
         else:
-            for part, features in zip(_PARTS, self._features(), strict=True):
+            for part, features in zip(PARTS, self._features(), strict=True):
                 setattr(self, f"{part}_proj_weight_v", parameter(rank, features))
                 setattr(self, f"{part}_proj_weight_u", parameter(embed_dim, rank))
         self.register_parameter("in_proj_inner_bias", parameter(3 * rank) if inner_bias else None)
@@ -119,20 +106,6 @@ class LowRankMultiheadAttention(Freezable):
         self.register_parameter("bias_k", parameter(1, 1, embed_dim) if add_bias_kv else None)
         self.register_parameter("bias_v", parameter(1, 1, embed_dim) if add_bias_kv else None)
         self.reset_parameters()
-
-    def _check_arguments(self, num_heads: int, rank: int, dropout: float) -> None:
-        if self.embed_dim <= 0 or num_heads <= 0:
-            got = f"embed_dim {self.embed_dim} and num_heads {num_heads}"
-            raise ValueError(f"{_NAME}: {got} must be greater than 0")
-        if self.embed_dim % num_heads:
-            raise ValueError(f"{_NAME}: embed_dim {self.embed_dim} is not divisible by num_heads {num_heads}")
-        if not 0.0 <= dropout <= 1.0:
-            raise ValueError(f"{_NAME}: dropout is {dropout!r}, expected a number from 0 to 1")
-        check_sizes(type(self), rank, kdim=self.kdim, vdim=self.vdim)
-
-    def _features(self) -> tuple[int, int, int]:
-        """Of query, key and value."""
-        return self.embed_dim, self.kdim, self.vdim
 
     # ---- parameters -------------------------------------------------------------------------------------------------
 
@@ -172,12 +145,7 @@ class LowRankMultiheadAttention(Freezable):
         """The first factor (rank, features) and the second one (embed_dim, rank) of q, k and v; views."""
         if self._packed:
             return list(zip(self._parts(self.in_proj_weight_v), self._parts(self.in_proj_weight_u), strict=True))
-        return [(getattr(self, f"{part}_proj_weight_v"), getattr(self, f"{part}_proj_weight_u")) for part in _PARTS]
-
-    @staticmethod
-    def _parts(stacked: Tensor | None) -> Sequence[Tensor | None]:
-        """Of q, k and v. The gradients of an unbind are put together once, those of slices are added up in full."""
-        return (None,) * 3 if stacked is None else stacked.unflatten(0, (3, -1)).unbind(0)
+        return [(getattr(self, f"{part}_proj_weight_v"), getattr(self, f"{part}_proj_weight_u")) for part in PARTS]
 
     def _set_factors(self, decompositions: Sequence[Decomposition]) -> None:
         """Of q, k and v."""
@@ -305,7 +273,7 @@ class LowRankMultiheadAttention(Freezable):
         """The parameters of the ``nn.MultiheadAttention`` with the same function, by name."""
         factors = self.in_proj_factors()
         weights = [merge(v, u) for v, u in factors]
-        dense = dict(zip((f"{part}_proj_weight" for part in _PARTS), weights, strict=True))
+        dense = dict(zip((f"{part}_proj_weight" for part in PARTS), weights, strict=True))
         if self._packed:
             dense = {"in_proj_weight": torch.cat(weights)}
         biases = [
@@ -333,107 +301,11 @@ class LowRankMultiheadAttention(Freezable):
     def _merge(self) -> tuple[MultiheadAttention]:
         return (self.to_dense().eval(),)
 
-    # ---- the call ---------------------------------------------------------------------------------------------------
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend to ``value`` by the likeness of ``query`` and ``key``.
-
-        Args:
-            query: (queries, batch, embed_dim), or (batch, queries, embed_dim) with ``batch_first``, or
-                (queries, embed_dim).
-            key: (keys, batch, kdim), or as above.
-            value: (keys, batch, vdim), or as above.
-            key_padding_mask: (batch, keys), or (keys) for unbatched input; True, or minus infinity, leaves a key out.
-                Other floats are added to the scores.
-            need_weights: return the attention weights as well. Calls without them are faster.
-            attn_mask: (queries, keys) or (batch * num_heads, queries, keys), with the same meaning.
-            average_attn_weights: return the mean of the weights over the heads.
-            is_causal: ``attn_mask`` is the causal one, which then need not be read. Unlike ``nn.MultiheadAttention``,
-                this layer does not need the mask beside it.
-
-        Returns:
-            Output, of the shape of ``query``; weights (batch, queries, keys), or (batch, num_heads, queries, keys) if
-            they are not averaged, or None. Unbatched, these have no batch dimension. With ``add_bias_kv`` and
-            ``add_zero_attn`` there are so many keys more.
-
-        Raises:
-            RuntimeError: a shape does not fit, or an input is a nested tensor.
-            TypeError: an input is not a tensor, or a mask neither bool nor floating-point.
-        """
-        batched = self._check_inputs(query, key, value)
-        scores = self._scores_shape(query, key, batched)
-        check_masks(_NAME, scores, batched, attn_mask, key_padding_mask)
+    def _dense_copy(self, query: Tensor, key: Tensor, value: Tensor) -> MultiheadAttention | None:
         copy = self._frozen_copy(query, key, value)
-        if copy is not None:
-            if is_causal and attn_mask is None:
-                attn_mask = causal_mask(*scores[2:], query.device)
-            return copy[0](query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights)
-        extra = (self.bias_k is not None) + bool(self.add_zero_attn)
-        q, k, v = (self._heads(t, batched) for t in self._project(query, key, value))
+        return None if copy is None else copy[0]
 
-        # The hint speaks of the keys that were given.
-        hint = is_causal and not need_weights and key_padding_mask is None and not extra
-        if hint:
-            attn_mask = None
-        elif is_causal and attn_mask is None:
-            attn_mask = causal_mask(*scores[2:], q.device)
-        if key_padding_mask is not None and not batched:
-            key_padding_mask = key_padding_mask.unsqueeze(0)
-        mask = merge_masks(scores, q.dtype, attn_mask, key_padding_mask, extra)
-        if extra:
-            k, v = self._append(k, self.bias_k), self._append(v, self.bias_v)
-
-        rate, weights = self.dropout if self.training else 0.0, None
-        if need_weights:
-            y, weights = _attend(q, k, v, mask, rate)
-            weights = weights.mean(1) if average_attn_weights else weights
-            weights = weights if batched else weights.squeeze(0)
-        else:
-            y = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate, is_causal=hint)
-        return self.out_proj(self._join(y, batched)), weights
-
-    def _check_inputs(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
-        """Whether the call is batched; an error if the inputs do not fit."""
-        inputs = {"query": query, "key": key, "value": value}
-        for name, x in inputs.items():
-            if not isinstance(x, Tensor):
-                raise TypeError(f"{_NAME}: {name} is {type(x).__name__}, expected torch.Tensor")
-            if x.is_nested:
-                raise RuntimeError(
-                    f"{_NAME}: {name} is a nested tensor, expected a padded one with a key_padding_mask; "
-                    "an nn.TransformerEncoder above makes them unless its use_nested_tensor is False"
-                )
-        if query.dim() not in (2, 3):
-            raise RuntimeError(f"{_NAME}: query has shape {tuple(query.shape)}, expected 2 or 3 dimensions")
-        for (name, x), features in zip(inputs.items(), self._features(), strict=True):
-            if x.dim() != query.dim() or x.shape[-1] != features:
-                expected = f"{query.dim()} dimensions as query has and the last one {features}"
-                raise RuntimeError(f"{_NAME}: {name} has shape {tuple(x.shape)}, expected {expected}")
-        if key.shape[:-1] != value.shape[:-1]:
-            got = f"key has shape {tuple(key.shape)} and value {tuple(value.shape)}"
-            raise RuntimeError(f"{_NAME}: {got}, expected the same batch and sequence")
-        batch = 0 if self.batch_first else 1
-        if query.dim() == 3 and query.shape[batch] != key.shape[batch]:
-            got = f"query has shape {tuple(query.shape)} and key {tuple(key.shape)}"
-            raise RuntimeError(f"{_NAME}: {got}, expected the same batch in dimension {batch}")
-        return query.dim() == 3
-
-    def _scores_shape(self, query: Tensor, key: Tensor, batched: bool) -> tuple[int, int, int, int]:
-        """(batch, heads, queries, keys)."""
-        if not batched:
-            return 1, self.num_heads, query.shape[0], key.shape[0]
-        steps = 1 if self.batch_first else 0
-        return query.shape[1 - steps], self.num_heads, query.shape[steps], key.shape[steps]
+    # ---- the projections --------------------------------------------------------------------------------------------
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """q, k and v, in the shapes of the inputs."""
@@ -472,29 +344,6 @@ class LowRankMultiheadAttention(Freezable):
         ps = linear(x, v, inner_bias).unflatten(-1, (parts, self.rank)).unbind(-2)
         return [linear(p, u, bias) for p, u, bias in zip(ps, us, biases, strict=True)]
 
-    def _heads(self, t: Tensor, batched: bool) -> Tensor:
-        """A projection as (batch, heads, sequence, head_dim)."""
-        t = t.unflatten(-1, (self.num_heads, self.head_dim))
-        if not batched:
-            return t.transpose(0, 1).unsqueeze(0)
-        return t.transpose(1, 2) if self.batch_first else t.permute(1, 2, 0, 3)
-
-    def _join(self, y: Tensor, batched: bool) -> Tensor:
-        """(batch, heads, queries, head_dim) in the shape of the query."""
-        if not batched:
-            return y.squeeze(0).transpose(0, 1).flatten(1)
-        return (y.transpose(1, 2) if self.batch_first else y.permute(2, 0, 1, 3)).flatten(2)
-
-    def _append(self, t: Tensor, bias: Tensor | None) -> Tensor:
-        """Keys or values with the learned one and the one of zeros behind them."""
-        batch, heads, _, head_dim = t.shape
-        more = [t]
-        if bias is not None:
-            more.append(bias.to(t.dtype).view(1, heads, 1, head_dim).expand(batch, -1, -1, -1))
-        if self.add_zero_attn:
-            more.append(t.new_zeros(batch, heads, 1, head_dim))
-        return torch.cat(more, 2)
-
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
@@ -506,7 +355,7 @@ class LowRankMultiheadAttention(Freezable):
 
     def _factor_dense_entries(self, state_dict: dict, prefix: str) -> str | None:
         """Replace the dense weights in ``state_dict`` by factors; an error message if one does not fit."""
-        names = ["in_proj_weight"] if self._packed else [f"{part}_proj_weight" for part in _PARTS]
+        names = ["in_proj_weight"] if self._packed else [f"{part}_proj_weight" for part in PARTS]
         shapes = [(3 * self.embed_dim, self.embed_dim)]
         if not self._packed:
             shapes = [(self.embed_dim, features) for features in self._features()]
@@ -529,38 +378,5 @@ class LowRankMultiheadAttention(Freezable):
                 state_dict.setdefault(f"{prefix}in_proj_inner_bias", inner_bias)
         return None
 
-    def extra_repr(self) -> str:
-        text = f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, rank={self.rank}"
-        options = {
-            "dropout": (self.dropout, 0.0),
-            "bias": (self.in_proj_bias is not None, True),
-            "add_bias_kv": (self.bias_k is not None, False),
-            "add_zero_attn": (self.add_zero_attn, False),
-            "kdim": (self.kdim, self.embed_dim),
-            "vdim": (self.vdim, self.embed_dim),
-            "batch_first": (self.batch_first, False),
-            "inner_bias": (self.in_proj_inner_bias is not None, False),
-        }
-        return ", ".join([text, *(f"{name}={got}" for name, (got, default) in options.items() if got != default)])
-
-
-def projections(module: Module) -> list[tuple[int, int]]:
-    """In and out of q, k, v and the output, of a dense or a low-rank layer."""
-    size = module.embed_dim
-    return [(size, size), (module.kdim, size), (module.vdim, size), (size, size)]
-
-
-def dense_weights(module: MultiheadAttention) -> list[Tensor]:
-    """The weights of q, k, v and the output."""
-    if module.in_proj_weight is not None:
-        return [*module.in_proj_weight.chunk(3), module.out_proj.weight]
-    return [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight, module.out_proj.weight]
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
-    """Output and weights; as in torch, the weights that are returned have gone through dropout."""
-    scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.mT
-    weights = (scores if mask is None else scores + mask).softmax(-1)
-    if rate > 0.0:
-        weights = dropout(weights, rate)
-    return weights @ v, weights
+    def _more_options(self) -> dict[str, tuple[object, object]]:
+        return {"inner_bias": (self.in_proj_inner_bias is not None, False)}

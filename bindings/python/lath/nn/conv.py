@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import Conv2d
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import conv2d
 
-from .._conv import same_padding, two
+from .._conv import two
 from ..factor import (
     CONV_MODES,
     Decomposition,
@@ -19,9 +19,8 @@ from ..factor import (
     merge_conv_bias,
 )
 from ..ops import lowrank_conv2d
+from ._geometry import check_window, pad_ahead, window_repr
 from .factored import Factored, check_from_dense, check_sizes
-
-_PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 class LowRankConv2d(Factored):
@@ -127,23 +126,9 @@ class LowRankConv2d(Factored):
         return self
 
     def _check(self) -> None:
-        def expect(condition: bool, name: str, expected: str) -> None:
-            if not condition:
-                raise ValueError(f"LowRankConv2d: {name} is {getattr(self, name)!r}, expected {expected}")
-
-        expect(self.mode in CONV_MODES, "mode", f"one of {CONV_MODES}")
-        expect(self.padding_mode in _PADDING_MODES, "padding_mode", f"one of {_PADDING_MODES}")
-        expect(min(self.kernel_size) >= 1, "kernel_size", "at least 1")
-        expect(min(self.stride) >= 1, "stride", "at least 1")
-        expect(min(self.dilation) >= 1, "dilation", "at least 1")
-        expect(self.groups >= 1, "groups", "at least 1")
-        expect(self.in_channels % self.groups == 0, "in_channels", f"a multiple of groups, {self.groups}")
-        expect(self.out_channels % self.groups == 0, "out_channels", f"a multiple of groups, {self.groups}")
-        if isinstance(self.padding, str):
-            expect(self.padding in ("same", "valid"), "padding", "numbers, 'same' or 'valid'")
-            expect(self.padding == "valid" or self.stride == (1, 1), "stride", "1 for padding 'same'")
-        else:
-            expect(min(self.padding) >= 0, "padding", "0 or more")
+        if self.mode not in CONV_MODES:
+            raise ValueError(f"LowRankConv2d: mode is {self.mode!r}, expected one of {CONV_MODES}")
+        check_window(self)
 
     @classmethod
     def from_dense(
@@ -221,9 +206,7 @@ class LowRankConv2d(Factored):
             copy = self._frozen_copy(x)
             if copy is not None:
                 return self._forward_dense(x, *copy)
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            x, padding = self._pad(x)
+        x, padding = pad_ahead(self, x)
         return lowrank_conv2d(x, *self._operands(), self.stride, padding, self.dilation, self.groups, self.mode)
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
@@ -234,16 +217,6 @@ class LowRankConv2d(Factored):
         """
         bias = self._merged_bias(self.weight_u, self.bias, self.inner_bias)
         return merge_conv(self.weight_v, self.weight_u, self.groups), bias
-
-    def _pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int] | str]:
-        """X after what convolutions cannot pad, and the padding that is left to them."""
-        if self.padding_mode == "zeros" or self.padding == "valid":
-            return x, self.padding
-        if self.padding == "same":
-            rows, columns = (same_padding(k, d) for k, d in zip(self.kernel_size, self.dilation, strict=True))
-        else:
-            rows, columns = ((p, p) for p in self.padding)
-        return pad(x, (*columns, *rows), self.padding_mode), (0, 0)
 
     def _pads_rows(self) -> bool:
         """Whether the vertical taps of the second factor meet padding."""
@@ -280,15 +253,8 @@ class LowRankConv2d(Factored):
         return self.rank > conv_break_even_rank(*channels, self.kernel_size, self.mode, self.groups, self.stride)
 
     def _forward_dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        x, padding = self._pad(x)
+        x, padding = pad_ahead(self, x)
         return conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
-        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}"]
-        parts.append(f"stride={self.stride}")
-        defaults = {"padding": (0, 0), "dilation": (1, 1), "groups": 1}
-        parts += [f"{name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value]
-        parts.append(f"bias={self.bias is not None}, inner_bias={self.inner_bias is not None}, mode={self.mode}")
-        if self.padding_mode != "zeros":
-            parts.append(f"padding_mode={self.padding_mode}")
-        return ", ".join(parts)
+        return window_repr(self, f"inner_bias={self.inner_bias is not None}", f"mode={self.mode}")

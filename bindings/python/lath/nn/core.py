@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from ..factor import Decomposition, check_rank, merge
+
 
 @dataclass(frozen=True)
 class Core:
@@ -50,10 +52,21 @@ class Core:
         """Of W: (out, fan_in)."""
         return self.u.shape[0], self.vh.shape[1]
 
+    @property
+    def limit(self) -> int:
+        """The largest rank that W can have."""
+        return min(self.shape)
+
     def dense(self) -> Tensor:
-        """W."""
+        """W; summed in float32 at least and rounded once."""
         with torch.no_grad():
-            return self.u @ self.s @ self.vh
+            wide = torch.promote_types(self.s.dtype, torch.float32)
+            return (self.u.to(wide) @ self.s.to(wide) @ self.vh.to(wide)).to(self.s.dtype)
+
+    def folded(self) -> Tensor:
+        """U S, (out, rank): with Vh the two factors of W."""
+        with torch.no_grad():
+            return merge(self.s.detach(), self.u)
 
     def replace_(self, u: Tensor, s: Tensor, vh: Tensor) -> None:
         """Take other tensors, perhaps of another rank, into memory of exactly their size.
@@ -61,9 +74,42 @@ class Core:
         The parameter stays the same object; its gradient is dropped, and so is what ``freeze`` keeps.
         """
         for key, given in ((f"{self.name}u", u), (f"{self.name}vh", vh)):
-            old = getattr(self.module, key)
-            setattr(self.module, key, given.detach().to(old.device, old.dtype, copy=True).contiguous())
+            setattr(self.module, key, _own(given, getattr(self.module, key)))
         parameter = self.s
-        parameter.data = s.detach().to(parameter.device, parameter.dtype, copy=True).contiguous()
+        parameter.data = _own(s, parameter)
         parameter.grad = None
         self.module.unfreeze()
+
+    def resize_(self, rank: int) -> None:
+        """Have another rank, and no values yet. All else as :meth:`replace_`."""
+        out, fan_in = self.shape
+        self.replace_(self.u.new_empty(out, rank), self.s.new_empty(rank, rank), self.vh.new_empty(rank, fan_in))
+
+    def factor_(self, found: Decomposition) -> None:
+        """Take the first ``rank`` singular triplets of a weight."""
+        self.replace_(*triplets(found, self.rank))
+
+
+def triplets(found: Decomposition, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The first ``rank`` singular triplets of a weight as u, s (a diagonal matrix) and vh, in its type."""
+    cut = found.u[:, :rank], found.s[:rank].diag(), found.vh[:rank]
+    u, s, vh = (t.to(found.dtype, copy=True, memory_format=torch.contiguous_format) for t in cut)
+    return u, s, vh
+
+
+def check_core_rank(rank: object, limit: int, what: str) -> int:
+    """A rank that orthonormal bases can have.
+
+    Raises:
+        TypeError: not an int.
+        ValueError: below 1, or above ``limit``, the smaller side of the weight.
+    """
+    check_rank(rank, what)
+    if rank > limit:
+        raise ValueError(f"{what}: rank is {rank}, expected at most {limit}, the smaller side of the weight")
+    return rank
+
+
+def _own(given: Tensor, like: Tensor) -> Tensor:
+    """A contiguous copy, of the device and type of ``like``."""
+    return given.detach().to(like.device, like.dtype, copy=True, memory_format=torch.contiguous_format)

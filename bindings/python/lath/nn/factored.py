@@ -58,11 +58,11 @@ class Factored(Freezable):
             raise ValueError(f"{what}: init is {init!r}, expected 'default' or 'spectral'")
         if init == "spectral" and not self.weight_v.is_meta:
             weight = torch.empty(self._dense_shape(), device=self.weight_v.device, dtype=self.weight_v.dtype)
-            _draw(weight, self.bias)
+            draw(weight, self.bias)
             self._set_factors(self._decompose(weight, what))
             return
-        _draw(self.weight_v, self.inner_bias)
-        _draw(self.weight_u, self.bias)
+        draw(self.weight_v, self.inner_bias)
+        draw(self.weight_u, self.bias)
 
     # ---- for subclasses ---------------------------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ def check_sizes(cls: type, rank: object, **sizes: int) -> None:
     check_rank(rank, cls.__name__)
 
 
-def _draw(weight: Tensor, bias: Tensor | None) -> None:
+def draw(weight: Tensor, bias: Tensor | None) -> None:
     """Fill weight, then bias, as torch's layers do: uniform in 1 / sqrt(fan_in), the same order of random numbers."""
     fan_in = math.prod(weight.shape[1:])
     bound = 1 / math.sqrt(fan_in) if fan_in > 0 else 0.0
