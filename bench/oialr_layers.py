@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 RIVALS = VARIANTS[1:]
 # Weights of 256 x 2304 and 512 x 4608, at ranks from a sixteenth of the smaller side to a half.
-CONVOLUTIONS = {Layer(256, 256, 14): (64,), Layer(512, 512, 7): (32, 64, 128, 256)}
+CONVOLUTIONS = {Layer(256, 256, 14): (64,), Layer(512, 512, 7): (32, 64, 256)}
 CONVOLUTION_GOALS = {(Layer(256, 256, 14), 64): Goal("share", 0.75, 0.90)}
 WIDTH, HEADS = 768, 12
 TOKENS = 2, 197  # images and their tokens

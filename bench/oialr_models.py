@@ -80,7 +80,7 @@ class Model(NamedTuple):
 
 MODELS = {
     "ViT": Model(VisionTransformer, 64, False, Goal("speed-up", 1.8, 2.5)),
-    "ResNet-18": Model(lambda: reference("resnet18"), 16, True, None),
+    "ResNet-18": Model(lambda: reference("resnet18"), 8, True, None),
 }
 
 

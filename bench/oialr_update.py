@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 GOAL = Goal("steps", 20, 20)
 LAYER_ROWS, BATCH = 1024, 16
-LAYER_RANKS = (48, 96, 192, 384)
+LAYER_RANKS = (96, 192, 384)
 RATIOS = {"ranks / 8": 1 / 8, "full rank": 1.0}  # of models: after their ranks have fallen, and at the first update,
 AT_FIRST = "ViT"  # which of one model says enough
 MOVED = 1e-2  # norm of what training adds to a core between two updates, beside its largest value
@@ -37,7 +37,7 @@ def update(context: Context) -> Iterator[Row]:
         dense = nn.Linear(*shape)
         svd = Decomposition.of(dense.weight, "the benchmark")
         x, dy = filled(LAYER_ROWS, shape[0]).requires_grad_(), filled(LAYER_ROWS, shape[1])
-        for rank in LAYER_RANKS[1:3] if context.quick else LAYER_RANKS:
+        for rank in LAYER_RANKS[:2] if context.quick else LAYER_RANKS:
             model = nn.Sequential(OIALRLinear.from_dense(dense, rank, decomposition=svd))
             yield _row(context, label(shape), model, layer_step(model, x, dy), rows=LAYER_ROWS, rank=rank)
     for title, model in list(MODELS.items())[: 1 if context.quick else None]:
