@@ -62,6 +62,18 @@ LATH_API lath_status lath_cuda_lowrank_linear_backward(const struct lath_lowrank
  * through all steps in one launch with FUSED. */
 LATH_API void lath_cuda_force_route(int kernel);
 
+/* A layer in an orthogonal basis. t is in the type of x, as p is. The plan looks at what that of a low-rank layer looks at; with
+ * LATH_OIALR_AUTO a forward that writes t and a backward that reads it are chained or folded each by its own time, and a call without t
+ * takes the route that is best for it alone. A forced route is that of the two products that end in y or dx, or MERGED. */
+LATH_API lath_status lath_cuda_oialr_linear_plan(const struct lath_oialr_linear *args, const struct lath_cuda *cuda,
+                                                 int training, struct lath_oialr_plan *plan);
+LATH_API lath_status lath_cuda_oialr_linear_workspace(const struct lath_oialr_linear *args, const struct lath_cuda *cuda,
+                                                      size_t *bytes);
+LATH_API lath_status lath_cuda_oialr_linear(const struct lath_oialr_linear *args, struct lath_cuda *cuda);
+LATH_API lath_status lath_cuda_oialr_linear_backward_workspace(const struct lath_oialr_linear *args,
+                                                               const struct lath_cuda *cuda, size_t *bytes);
+LATH_API lath_status lath_cuda_oialr_linear_backward(const struct lath_oialr_linear *args, struct lath_cuda *cuda);
+
 /* One layer of an LSTM in one direction, of F32 or F64. `batch_sizes` is in host memory. Launches follow one another on the stream,
  * two, one or less for each step; how many, and their arguments, follow from shapes, batch sizes and the device alone. */
 LATH_API lath_status lath_cuda_lowrank_lstm_workspace(const struct lath_lowrank_lstm *args, const struct lath_cuda *cuda,

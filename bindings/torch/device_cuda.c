@@ -127,6 +127,18 @@ bool device_lowrank_linear_backward(struct call *call, struct lath_lowrank_linea
                                                            lath_cuda_lowrank_linear_backward, args));
 }
 
+bool device_oialr_linear(struct call *call, struct lath_oialr_linear *args) {
+  struct lent lent;
+  return enter(call, &lent) &&
+         leave(&lent, WITH_WORKSPACE(call, &lent, lath_cuda_oialr_linear_workspace, args, lath_cuda_oialr_linear, args));
+}
+
+bool device_oialr_linear_backward(struct call *call, struct lath_oialr_linear *args) {
+  struct lent lent;
+  return enter(call, &lent) && leave(&lent, WITH_WORKSPACE(call, &lent, lath_cuda_oialr_linear_backward_workspace, args,
+                                                           lath_cuda_oialr_linear_backward, args));
+}
+
 bool device_lowrank_lstm(struct call *call, struct lath_lowrank_lstm *args) {
   struct lent lent;
   return enter(call, &lent) &&
@@ -156,4 +168,10 @@ bool device_lowrank_linear_plan(struct call *call, const struct lath_lowrank_lin
   struct lent lent;
   return enter(call, &lent) &&
          leave(&lent, check(call, &lent, lath_cuda_lowrank_linear_plan(args, &lent.cuda, backward, plan)));
+}
+
+bool device_oialr_linear_plan(struct call *call, const struct lath_oialr_linear *args, bool training,
+                              struct lath_oialr_plan *plan) {
+  struct lent lent;
+  return enter(call, &lent) && leave(&lent, check(call, &lent, lath_cuda_oialr_linear_plan(args, &lent.cuda, training, plan)));
 }

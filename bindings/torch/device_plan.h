@@ -8,5 +8,7 @@
 /* Of cuda:<call->device_index>. */
 bool device_lowrank_linear_plan(struct call *call, const struct lath_lowrank_linear *args, bool backward,
                                 struct lath_lowrank_plan *plan);
+bool device_oialr_linear_plan(struct call *call, const struct lath_oialr_linear *args, bool training,
+                              struct lath_oialr_plan *plan);
 
 #endif

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * op_cuda_plan.c - lath::cuda_lowrank_linear_plan, what the GPU's planner would do; touches no tensor. */
+ * op_cuda_plan.c - lath::cuda_lowrank_linear_plan and lath::cuda_oialr_linear_plan, what the GPU's planner would do; they touch no
+ * tensor. */
 #include "device_plan.h"
 #include "kernels.h"
 
@@ -20,22 +21,34 @@ static void set_operands(struct lath_lowrank_linear *a, bool backward) {
   a->dx = a->dv = a->du = operand;
 }
 
+/* Where the arguments of both operators are; the one called CHOICE has another name and other values in each. */
+enum { ROWS, IN, RANK, OUT, CHOICE, DIRECTION, DTYPE, DEVICE };
+
+static bool take_extents(struct call *call, int64_t *rows, int64_t *in, int64_t *rank, int64_t *out) {
+  return call_int_between(call, ROWS, "rows", 0, INT64_MAX, rows) &&
+         call_int_between(call, IN, "in_features", 0, INT64_MAX, in) &&
+         call_int_between(call, RANK, "rank", 1, INT64_MAX, rank) &&
+         call_int_between(call, OUT, "out_features", 0, INT64_MAX, out);
+}
+
+static bool take_device(struct call *call, lath_dtype *dtype) {
+  int64_t number, device;
+  if (!call_int_between(call, DTYPE, "dtype", LATH_F32, LATH_F16, &number)) return false;
+  if (!call_int_between(call, DEVICE, "device", 0, INT32_MAX, &device)) return false;
+  *dtype = (lath_dtype)number;
+  call->device_index = (int32_t)device;
+  return true;
+}
+
 static bool cuda_lowrank_linear_plan(struct call *call) {
-  enum { ROWS, IN, RANK, OUT, ASSOCIATION, BACKWARD, DTYPE, DEVICE };
   struct lath_lowrank_linear a = {0};
   struct lath_lowrank_plan plan;
-  int64_t association, dtype, device;
-  if (!call_int_between(call, ROWS, "rows", 0, INT64_MAX, &a.rows)) return false;
-  if (!call_int_between(call, IN, "in_features", 0, INT64_MAX, &a.in)) return false;
-  if (!call_int_between(call, RANK, "rank", 1, INT64_MAX, &a.rank)) return false;
-  if (!call_int_between(call, OUT, "out_features", 0, INT64_MAX, &a.out)) return false;
-  if (!call_int_between(call, ASSOCIATION, "association", LATH_AUTO, LATH_MERGED, &association)) return false;
-  if (!call_int_between(call, DTYPE, "dtype", LATH_F32, LATH_F16, &dtype)) return false;
-  if (!call_int_between(call, DEVICE, "device", 0, INT32_MAX, &device)) return false;
-  const bool backward = call_bool(call, BACKWARD);
+  int64_t association;
+  if (!take_extents(call, &a.rows, &a.in, &a.rank, &a.out)) return false;
+  if (!call_int_between(call, CHOICE, "association", LATH_AUTO, LATH_MERGED, &association)) return false;
+  if (!take_device(call, &a.dtype)) return false;
+  const bool backward = call_bool(call, DIRECTION);
   a.association = (lath_association)association;
-  a.dtype = (lath_dtype)dtype;
-  call->device_index = (int32_t)device;
   set_operands(&a, backward);
   if (!device_lowrank_linear_plan(call, &a, backward, &plan)) return false;
   call_output_int(call, plan.association);
@@ -46,4 +59,27 @@ static bool cuda_lowrank_linear_plan(struct call *call) {
   return true;
 }
 
+/* As of a call with contiguous operands. */
+static bool cuda_oialr_linear_plan(struct call *call) {
+  struct lath_oialr_linear a = {0};
+  struct lath_oialr_plan plan;
+  int64_t route;
+  if (!take_extents(call, &a.rows, &a.in, &a.rank, &a.out)) return false;
+  if (!call_int_between(call, CHOICE, "route", LATH_OIALR_AUTO, LATH_OIALR_MERGED, &route)) return false;
+  if (!take_device(call, &a.dtype)) return false;
+  a.route = (lath_oialr_route)route;
+  a.x = a.vh = a.s = a.u = a.dy = operand;
+  a.y = operand;
+  a.s_x = a.s_vh = a.s_dx = a.in;
+  a.s_s = a.s_u = a.rank;
+  a.s_y = a.s_dy = a.out;
+  if (!device_oialr_linear_plan(call, &a, call_bool(call, DIRECTION), &plan)) return false;
+  call_output_int(call, plan.route);
+  call_output_int(call, plan.macs);
+  call_output_int(call, plan.dense_macs);
+  call_output_int(call, plan.save_t != 0);
+  return true;
+}
+
+CALL_DEFINE_ENTRY(op_cuda_oialr_linear_plan, "cuda_oialr_linear_plan", cuda_oialr_linear_plan, 0)
 CALL_DEFINE_ENTRY(op_cuda_lowrank_linear_plan, "cuda_lowrank_linear_plan", cuda_lowrank_linear_plan, 0)

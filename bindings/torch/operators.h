@@ -126,6 +126,10 @@
   X(cuda_lowrank_linear_plan,                                                                                     \
     "(int rows, int in_features, int rank, int out_features, int association=0, bool backward=False, int dtype=0" \
     ", int device=0) -> (int association, int kernel, int macs, int dense_macs, bool save_intermediate)",         \
-    "CompositeExplicitAutograd", op_cuda_lowrank_linear_plan)
+    "CompositeExplicitAutograd", op_cuda_lowrank_linear_plan)                                                     \
+  X(cuda_oialr_linear_plan,                                                                                       \
+    "(int rows, int in_features, int rank, int out_features, int route=0, bool training=False, int dtype=0"       \
+    ", int device=0) -> (int route, int macs, int dense_macs, bool save_t)",                                      \
+    "CompositeExplicitAutograd", op_cuda_oialr_linear_plan)
 
 #endif

@@ -79,6 +79,23 @@ extern "C" int64_t lath_cuda_sum_rows_parts(int64_t rows, int64_t cols, int mult
 }
 
 template <class T>
+static void add_parts(int64_t parts, int64_t cols, const void *partial, void *sums, void *stream) {
+  typedef typename lath_sum_of<T>::type S;
+  launch_sum(parts, cols, static_cast<const S *>(partial), cols, static_cast<T *>(sums), 1, stream);
+}
+
+extern "C" int lath_cuda_add_parts(lath_dtype dtype, int64_t parts, int64_t cols, const void *partial, void *sums,
+                                   void *stream) {
+  if (cols == 0) return cudaSuccess;
+  if (cols > (int64_t)LANES * INT32_MAX) return cudaErrorInvalidValue;
+  if (dtype == LATH_F32) add_parts<float>(parts, cols, partial, sums, stream);
+  if (dtype == LATH_F64) add_parts<double>(parts, cols, partial, sums, stream);
+  if (dtype == LATH_F16) add_parts<__half>(parts, cols, partial, sums, stream);
+  if (dtype == LATH_BF16) add_parts<__nv_bfloat16>(parts, cols, partial, sums, stream);
+  return cudaGetLastError();
+}
+
+template <class T>
 static void sum_type(int64_t rows, int64_t cols, const void *a, int64_t s_a, void *sums, void *partial, int64_t parts,
                      void *stream) {
   typedef typename lath_sum_of<T>::type S;
@@ -87,7 +104,7 @@ static void sum_type(int64_t rows, int64_t cols, const void *a, int64_t s_a, voi
   S *part = static_cast<S *>(partial);
   if (parts == 1) return launch_sum(rows, cols, from, s_a, out, 1, stream);
   launch_sum(rows, cols, from, s_a, part, parts, stream);
-  launch_sum(parts, cols, part, cols, out, 1, stream);
+  add_parts<T>(parts, cols, part, sums, stream);
 }
 
 extern "C" int lath_cuda_sum_rows(lath_dtype dtype, int64_t rows, int64_t cols, const void *a, int64_t s_a, void *sums,

@@ -18,6 +18,9 @@ int64_t lath_cuda_sum_rows_parts(int64_t rows, int64_t cols, int multiprocessors
 int lath_cuda_sum_rows(lath_dtype dtype, int64_t rows, int64_t cols, const void *a, int64_t s_a, void *sums, void *partial,
                        int multiprocessors, void *stream);
 
+/* The second of its two steps: sums (cols) = the sum of the rows of partial (parts, cols), of lath_sum_type(dtype), rounded to dtype. */
+int lath_cuda_add_parts(lath_dtype dtype, int64_t parts, int64_t cols, const void *partial, void *sums, void *stream);
+
 #ifdef __cplusplus
 }
 #endif

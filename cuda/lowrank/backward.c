@@ -3,9 +3,7 @@
  *
  *   dp = dy u     dx = dp v     du = dy^T p     dv = dp^T x     d_bias = sum of rows of dy     d_inner_bias = sum of rows of dp
  *
- * p and dp are in the type of x. dp and dx come from one fused kernel or from two products; the rest are products and sums of
- * rows. */
-#include "core/arena.h"
+ * p and dp are in the type of x. dp and dx are a pair of products (pair.h); the rest are products and sums of rows. */
 #include "core/check.h"
 #include "gemm/lt.h"
 #include "gemm/product.h"
@@ -16,6 +14,8 @@
 struct backward {
   const struct lath_lowrank_linear *a;
   struct lath_cuda_choice choice;
+  struct lath_pair dx; /* dp and dx */
+  struct lath_pair_room dx_room;
   void *p, *dp, *partial;
   struct lath_lt_room room; /* where p is made again */
 };
@@ -32,7 +32,9 @@ static void take(struct backward *b, const struct lath_cuda *cuda, struct lath_a
     b->p = lath_cuda_take(arena, a->dtype, a->rows, a->rank);
     b->room = lath_lt_take(arena, a->dtype, a->inner_bias, NULL, cuda, &b->choice.device);
   }
-  if (a->dx || a->dv || a->d_inner_bias) b->dp = lath_cuda_take(arena, a->dtype, a->rows, a->rank);
+  if (a->dv || a->d_inner_bias) b->dp = lath_cuda_take(arena, a->dtype, a->rows, a->rank);
+  b->dx = lath_lowrank_dx_pair(a, b->dp);
+  if (a->dx) b->dx_room = lath_pair_take(&b->dx, &b->choice.pair, cuda, &b->choice.device, arena);
   if (outer || inner) b->partial = lath_cuda_take(arena, lath_sum_type(a->dtype), 1, outer > inner ? outer : inner);
 }
 
@@ -60,14 +62,9 @@ lath_status lath_cuda_lowrank_linear_backward_workspace(const struct lath_lowran
 
 /* ---- products ------------------------------------------------------------------------------------------------------------ */
 
-static struct lath_cuda_gemm product(const struct backward *b, int64_t m, int64_t n, int64_t k, void *c, int64_t s_c) {
-  const lath_dtype dtype = b->a->dtype;
-  return (struct lath_cuda_gemm){.a_type = dtype, .b_type = dtype, .c_type = dtype, .m = m, .n = n, .k = k, .c = c, .s_c = s_c};
-}
-
 static lath_status form_p(const struct backward *b, struct lath_cuda *cuda) {
   const struct lath_lowrank_linear *a = b->a;
-  struct lath_cuda_gemm gemm = product(b, a->rows, a->rank, a->in, b->p, a->rank);
+  struct lath_cuda_gemm gemm = lath_gemm(a->dtype, a->rows, a->rank, a->in, b->p, a->rank);
   gemm.a = a->x, gemm.s_a = a->s_x;
   gemm.b = a->v, gemm.s_b = a->s_v, gemm.b_transposed = 1;
   gemm.bias = a->inner_bias;
@@ -77,23 +74,15 @@ static lath_status form_p(const struct backward *b, struct lath_cuda *cuda) {
 
 static lath_status form_dp(const struct backward *b, struct lath_cuda *cuda) {
   const struct lath_lowrank_linear *a = b->a;
-  struct lath_cuda_gemm gemm = product(b, a->rows, a->rank, a->out, b->dp, a->rank);
+  struct lath_cuda_gemm gemm = lath_gemm(a->dtype, a->rows, a->rank, a->out, b->dp, a->rank);
   gemm.a = a->dy, gemm.s_a = a->s_dy;
   gemm.b = a->u, gemm.s_b = a->s_u;
   return lath_cuda_product(&gemm, cuda);
 }
 
-static lath_status form_dx(const struct backward *b, struct lath_cuda *cuda) {
-  const struct lath_lowrank_linear *a = b->a;
-  struct lath_cuda_gemm gemm = product(b, a->rows, a->in, a->rank, a->dx, a->s_dx);
-  gemm.a = b->dp, gemm.s_a = a->rank;
-  gemm.b = a->v, gemm.s_b = a->s_v;
-  return lath_cuda_product(&gemm, cuda);
-}
-
 static lath_status form_du(const struct backward *b, struct lath_cuda *cuda) {
   const struct lath_lowrank_linear *a = b->a;
-  struct lath_cuda_gemm gemm = product(b, a->out, a->rank, a->rows, a->du, a->rank);
+  struct lath_cuda_gemm gemm = lath_gemm(a->dtype, a->out, a->rank, a->rows, a->du, a->rank);
   gemm.a = a->dy, gemm.s_a = a->s_dy, gemm.a_transposed = 1;
   gemm.b = b->p, gemm.s_b = a->rank;
   return lath_cuda_product(&gemm, cuda);
@@ -101,7 +90,7 @@ static lath_status form_du(const struct backward *b, struct lath_cuda *cuda) {
 
 static lath_status form_dv(const struct backward *b, struct lath_cuda *cuda) {
   const struct lath_lowrank_linear *a = b->a;
-  struct lath_cuda_gemm gemm = product(b, a->rank, a->in, a->rows, a->dv, a->in);
+  struct lath_cuda_gemm gemm = lath_gemm(a->dtype, a->rank, a->in, a->rows, a->dv, a->in);
   gemm.a = b->dp, gemm.s_a = a->rank, gemm.a_transposed = 1;
   gemm.b = a->x, gemm.s_b = a->s_x;
   return lath_cuda_product(&gemm, cuda);
@@ -115,19 +104,10 @@ static lath_status sum_rows(const struct backward *b, int64_t cols, const void *
 
 /* ---- the entry ----------------------------------------------------------------------------------------------------------- */
 
-static lath_status form_dp_and_dx(const struct backward *b, struct lath_cuda *cuda) {
-  if (b->choice.plan.kernel == LATH_LOWRANK_FUSED && b->a->dx) {
-    struct lath_fused fused = lath_fused_dx(b->a, b->a->dv || b->a->d_inner_bias ? b->dp : NULL);
-    return lath_device_check(
-        cuda, lath_cuda_fused(&fused, b->choice.tile_rows, b->choice.device.multiprocessors, cuda->device, cuda->stream));
-  }
-  if (b->dp) LATH_TRY(form_dp(b, cuda));
-  return b->a->dx ? form_dx(b, cuda) : LATH_OK;
-}
-
 static lath_status run(const struct backward *b, struct lath_cuda *cuda) {
   const struct lath_lowrank_linear *a = b->a;
-  LATH_TRY(form_dp_and_dx(b, cuda));
+  if (a->dx) LATH_TRY(lath_cuda_pair(&b->dx, &b->choice.pair, &b->dx_room, &b->choice.device, cuda));
+  if (!a->dx && b->dp) LATH_TRY(form_dp(b, cuda));
   if (a->dv) LATH_TRY(form_dv(b, cuda));
   if (a->du && !a->p) LATH_TRY(form_p(b, cuda));
   if (a->du) LATH_TRY(form_du(b, cuda));

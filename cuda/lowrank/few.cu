@@ -13,7 +13,7 @@
  * Any extents, strides and alignment: where rows of a weight or of x are not on 16 bytes, the same loop loads single elements.
  * Every order of additions is fixed by the shape and the number of multiprocessors. */
 #include "core/numbers.h"
-#include "lowrank/routes.h"
+#include "lowrank/pair.h"
 
 enum { THREADS = 256, WARPS = THREADS / 32, SUB_LANES = 8, OUT_ROWS = THREADS / SUB_LANES, CHUNK = 256, MOST_SPLITS = 8 };
 
@@ -179,16 +179,16 @@ static __global__ void __launch_bounds__(THREADS, 1) few_second(struct few_secon
 
 /* ---- host ---------------------------------------------------------------------------------------------------------------- */
 
-static struct few_matrix matrix(const struct lath_lowrank_linear *a, const void *data, int64_t rows, int64_t stride) {
-  const uint64_t bytes = rows > 1 ? (uint64_t)stride * lath_dtype_size(a->dtype) : 0;
+static struct few_matrix matrix(const struct lath_pair *q, const void *data, int64_t rows, int64_t stride) {
+  const uint64_t bytes = rows > 1 ? (uint64_t)stride * lath_dtype_size(q->dtype) : 0;
   const struct few_matrix m = {data, stride, ((uintptr_t)data | bytes) % 16 == 0};
   return m;
 }
 
-extern "C" int lath_few_splits(const struct lath_lowrank_linear *a, int multiprocessors) {
-  const int64_t groups = lath_blocks(a->rank, a->dtype == LATH_F64 ? 2 : 4),
-                step = 32 * 16 / (int64_t)lath_dtype_size(a->dtype);
-  const int64_t longest = a->in / (step * WARPS); /* each warp has work */
+extern "C" int lath_few_splits(const struct lath_pair *q, int multiprocessors) {
+  const int64_t groups = lath_blocks(q->rank, q->dtype == LATH_F64 ? 2 : 4),
+                step = 32 * 16 / (int64_t)lath_dtype_size(q->dtype);
+  const int64_t longest = q->k / (step * WARPS); /* each warp has work */
   int64_t splits = lath_blocks(multiprocessors, groups > 0 ? groups : 1);
   if (splits > longest) splits = longest;
   if (splits > MOST_SPLITS) splits = MOST_SPLITS;
@@ -196,40 +196,40 @@ extern "C" int lath_few_splits(const struct lath_lowrank_linear *a, int multipro
 }
 
 template <class T, int ROWS>
-static cudaError_t launch(const struct lath_lowrank_linear *a, void *partial, int splits, void *stream) {
+static cudaError_t launch(const struct lath_pair *q, void *partial, int splits, void *stream) {
   typedef typename lath_sum_of<T>::type S;
-  const int64_t groups = lath_blocks(a->rank, group<S>()), blocks = lath_blocks(a->out, OUT_ROWS);
+  const int64_t groups = lath_blocks(q->rank, group<S>()), blocks = lath_blocks(q->n, OUT_ROWS);
   if (groups > INT32_MAX || blocks > INT32_MAX) return cudaErrorInvalidValue;
-  LATH_LAUNCH((few_first<T, ROWS>), dim3((unsigned)groups, (unsigned)splits), dim3(THREADS), 0, stream, (int)a->rows, a->in,
-              a->rank, matrix(a, a->x, a->rows, a->s_x), matrix(a, a->v, a->rank, a->s_v), static_cast<S *>(partial));
+  LATH_LAUNCH((few_first<T, ROWS>), dim3((unsigned)groups, (unsigned)splits), dim3(THREADS), 0, stream, (int)q->rows, q->k,
+              q->rank, matrix(q, q->a, q->rows, q->s_a), matrix(q, q->first, q->rank, q->s_first), static_cast<S *>(partial));
   const cudaError_t error = cudaGetLastError();
   if (error) return error;
-  const struct few_second_args g = {(int)a->rows, splits,        a->rank, a->out, matrix(a, a->u, a->out, a->s_u),
-                                    partial,      a->inner_bias, a->bias, a->p,   a->y,
-                                    a->s_y};
+  const struct few_second_args g = {(int)q->rows, splits,        q->rank, q->n, matrix(q, q->second, q->n, q->s_second),
+                                    partial,      q->inner_bias, q->bias, q->p, q->c,
+                                    q->s_c};
   LATH_LAUNCH((few_second<T, ROWS>), dim3((unsigned)blocks), dim3(THREADS), 0, stream, g);
   return cudaGetLastError();
 }
 
 template <class T>
-static cudaError_t launch_rows(const struct lath_lowrank_linear *a, void *partial, int splits, void *stream) {
-  if (a->rows == 1) return launch<T, 1>(a, partial, splits, stream);
-  if (a->rows == 2) return launch<T, 2>(a, partial, splits, stream);
-  if (a->rows <= 4) return launch<T, 4>(a, partial, splits, stream);
-  if (a->rows <= 8) return launch<T, 8>(a, partial, splits, stream);
-  return launch<T, 16>(a, partial, splits, stream);
+static cudaError_t launch_rows(const struct lath_pair *q, void *partial, int splits, void *stream) {
+  if (q->rows == 1) return launch<T, 1>(q, partial, splits, stream);
+  if (q->rows == 2) return launch<T, 2>(q, partial, splits, stream);
+  if (q->rows <= 4) return launch<T, 4>(q, partial, splits, stream);
+  if (q->rows <= 8) return launch<T, 8>(q, partial, splits, stream);
+  return launch<T, 16>(q, partial, splits, stream);
 }
 
-extern "C" int lath_cuda_few(const struct lath_lowrank_linear *a, void *partial, int splits, void *stream) {
-  switch (a->dtype) {
+extern "C" int lath_cuda_few(const struct lath_pair *q, void *partial, int splits, void *stream) {
+  switch (q->dtype) {
     case LATH_F32:
-      return launch_rows<float>(a, partial, splits, stream);
+      return launch_rows<float>(q, partial, splits, stream);
     case LATH_F64:
-      return launch_rows<double>(a, partial, splits, stream);
+      return launch_rows<double>(q, partial, splits, stream);
     case LATH_F16:
-      return launch_rows<__half>(a, partial, splits, stream);
+      return launch_rows<__half>(q, partial, splits, stream);
     case LATH_BF16:
-      return launch_rows<__nv_bfloat16>(a, partial, splits, stream);
+      return launch_rows<__nv_bfloat16>(q, partial, splits, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -19,10 +19,10 @@
  * elements is inside or outside as a whole. Rows of shared memory are 8 elements longer than their tile: ldmatrix then meets no
  * bank twice. All but dx at rank 256 fits the 99 KiB that a block gets on sm_86, sm_89 and sm_120.
  *
- * The gradient dx = (dy u) v is the same with operands stored the other way round, see struct lath_fused. */
+ * The gradient dx = (dy u) v is the same with operands stored the other way round, see struct lath_pair. */
 #include "core/numbers.h"
 #include "device/ptx.h"
-#include "lowrank/routes.h"
+#include "lowrank/pair.h"
 
 enum { THREADS = 256, WARPS = THREADS / 32, SLICE = 32, PAD = 8, VECTOR = 8, WARP_ROWS = 32 };
 
@@ -294,23 +294,23 @@ static auto with_rank(int64_t rank, int tile_rows, Use use) {
 }
 
 template <class Use>
-static auto with_shape(const struct lath_fused *f, int tile_rows, Use use) {
-  return f->transposed ? with_rank<true>(f->rank, tile_rows, use) : with_rank<false>(f->rank, tile_rows, use);
+static auto with_shape(const struct lath_pair *q, int tile_rows, Use use) {
+  return q->transposed ? with_rank<true>(q->rank, tile_rows, use) : with_rank<false>(q->rank, tile_rows, use);
 }
 
-extern "C" int lath_fused_shared_bytes(const struct lath_fused *f, int tile_rows) {
-  return with_shape(f, tile_rows, [](auto h) { return (int)decltype(h)::BYTES; });
+extern "C" int lath_fused_shared_bytes(const struct lath_pair *q, int tile_rows) {
+  return with_shape(q, tile_rows, [](auto h) { return (int)decltype(h)::BYTES; });
 }
 
-extern "C" int lath_fused_has_tile(const struct lath_fused *f, int tile_rows) {
-  return tile_rows == 64 || (tile_rows == 128 && f->rank <= 128);
+extern "C" int lath_fused_has_tile(const struct lath_pair *q, int tile_rows) {
+  return tile_rows == 64 || (tile_rows == 128 && q->rank <= 128);
 }
 
-extern "C" int lath_fused_shares(const struct lath_fused *f, int tile_rows, int multiprocessors) {
-  const int64_t tiles = lath_blocks(f->n, with_shape(f, tile_rows, [](auto h) { return (int)decltype(h)::WIDTH; }));
-  int64_t shares = multiprocessors / lath_blocks(f->rows, tile_rows);
+extern "C" int lath_fused_shares(const struct lath_pair *q, int tile_rows, int multiprocessors) {
+  const int64_t tiles = lath_blocks(q->n, with_shape(q, tile_rows, [](auto h) { return (int)decltype(h)::WIDTH; }));
+  int64_t shares = multiprocessors / lath_blocks(q->rows, tile_rows);
   /* Each further block repeats the first product, which should not cost more than what it takes over of the second. */
-  const int64_t most = 1 + f->n / f->k;
+  const int64_t most = 1 + q->n / q->k;
   if (shares > most) shares = most;
   if (shares > tiles) shares = tiles;
   return shares > 1 ? (int)shares : 1;
@@ -323,30 +323,30 @@ static struct source<T> as_source(const void *data, int64_t stride, int64_t rows
 }
 
 template <class H, class T>
-static cudaError_t launch(const struct lath_fused *f, int shares, int ordinal, void *stream) {
+static cudaError_t launch(const struct lath_pair *q, int shares, int ordinal, void *stream) {
   static int allowed[LATH_MAX_DEVICES];
   const int error = lath_device_allow_shared(reinterpret_cast<const void *>(&fused<H, T>), H::BYTES, ordinal, allowed);
   if (error) return (cudaError_t)error;
   const bool transposed = H::TRANSPOSED;
   struct fused_args<T> g;
-  g.a = as_source<T>(f->a, f->s_a, f->rows, f->k);
-  g.first = transposed ? as_source<T>(f->first, f->s_first, f->k, f->rank) : as_source<T>(f->first, f->s_first, f->rank, f->k);
+  g.a = as_source<T>(q->a, q->s_a, q->rows, q->k);
+  g.first = transposed ? as_source<T>(q->first, q->s_first, q->k, q->rank) : as_source<T>(q->first, q->s_first, q->rank, q->k);
   g.second =
-      transposed ? as_source<T>(f->second, f->s_second, f->rank, f->n) : as_source<T>(f->second, f->s_second, f->n, f->rank);
-  g.c = as_source<T>(f->c, f->s_c, f->rows, f->n);
-  g.k = f->k, g.rank = f->rank;
-  g.inner_bias = static_cast<const T *>(f->inner_bias), g.bias = static_cast<const T *>(f->bias), g.p = static_cast<T *>(f->p);
-  const dim3 grid((unsigned)lath_blocks(f->rows, H::ROWS), (unsigned)shares);
+      transposed ? as_source<T>(q->second, q->s_second, q->rank, q->n) : as_source<T>(q->second, q->s_second, q->n, q->rank);
+  g.c = as_source<T>(q->c, q->s_c, q->rows, q->n);
+  g.k = q->k, g.rank = q->rank;
+  g.inner_bias = static_cast<const T *>(q->inner_bias), g.bias = static_cast<const T *>(q->bias), g.p = static_cast<T *>(q->p);
+  const dim3 grid((unsigned)lath_blocks(q->rows, H::ROWS), (unsigned)shares);
   LATH_LAUNCH((fused<H, T>), grid, dim3(THREADS), H::BYTES, stream, g);
   return cudaGetLastError();
 }
 
-extern "C" int lath_cuda_fused(const struct lath_fused *f, int tile_rows, int multiprocessors, int ordinal, void *stream) {
-  const int shares = lath_fused_shares(f, tile_rows, multiprocessors);
-  if (lath_blocks(f->rows, tile_rows) > INT32_MAX) return cudaErrorInvalidValue;
-  return with_shape(f, tile_rows, [=](auto h) {
+extern "C" int lath_cuda_fused(const struct lath_pair *q, int tile_rows, int multiprocessors, int ordinal, void *stream) {
+  const int shares = lath_fused_shares(q, tile_rows, multiprocessors);
+  if (lath_blocks(q->rows, tile_rows) > INT32_MAX) return cudaErrorInvalidValue;
+  return with_shape(q, tile_rows, [=](auto h) {
     typedef decltype(h) H;
-    return f->dtype == LATH_F16 ? launch<H, __half>(f, shares, ordinal, stream)
-                                : launch<H, __nv_bfloat16>(f, shares, ordinal, stream);
+    return q->dtype == LATH_F16 ? launch<H, __half>(q, shares, ordinal, stream)
+                                : launch<H, __nv_bfloat16>(q, shares, ordinal, stream);
   });
 }

@@ -5,7 +5,6 @@
  *   dx = dy w     dw = dy^T x     du = d_bias inner_bias^T + dw v^T     dv = u^T dw     d_inner_bias = u^T d_bias
  *
  * In 16-bit types w, dw, d_bias and the bracket are rounded to that type on the way: the matrix units read nothing else. */
-#include "core/arena.h"
 #include "core/check.h"
 #include "gemm/lt.h"
 #include "gemm/product.h"
@@ -21,15 +20,9 @@ struct merged {
   void *partial;     /* of the sum of the rows of dy */
 };
 
-static struct lath_cuda_gemm product(const struct merged *m, int64_t rows, int64_t cols, int64_t k, void *c, int64_t s_c) {
-  const lath_dtype dtype = m->a->dtype;
-  return (struct lath_cuda_gemm){
-      .a_type = dtype, .b_type = dtype, .c_type = dtype, .m = rows, .n = cols, .k = k, .c = c, .s_c = s_c};
-}
-
 static lath_status form_w(const struct merged *m, struct lath_cuda *cuda) {
   const struct lath_lowrank_linear *a = m->a;
-  struct lath_cuda_gemm gemm = product(m, a->out, a->in, a->rank, m->w, a->in);
+  struct lath_cuda_gemm gemm = lath_gemm(a->dtype, a->out, a->in, a->rank, m->w, a->in);
   gemm.a = a->u, gemm.s_a = a->s_u;
   gemm.b = a->v, gemm.s_b = a->s_v;
   return lath_cuda_product(&gemm, cuda);
@@ -59,7 +52,7 @@ static void add_bias(struct lath_cuda_gemm *gemm, const struct merged *m, const 
 /* shift = bias + inner_bias u^T */
 static lath_status form_shift(const struct merged *m, struct lath_cuda *cuda) {
   const struct lath_lowrank_linear *a = m->a;
-  struct lath_cuda_gemm gemm = product(m, 1, a->out, a->rank, m->shift, a->out);
+  struct lath_cuda_gemm gemm = lath_gemm(a->dtype, 1, a->out, a->rank, m->shift, a->out);
   gemm.a = a->inner_bias, gemm.s_a = a->rank;
   gemm.b = a->u, gemm.s_b = a->s_u, gemm.b_transposed = 1;
   add_bias(&gemm, m, a->bias);
@@ -71,7 +64,7 @@ lath_status lath_cuda_merged(const struct lath_lowrank_linear *a, struct lath_cu
   const struct merged m = prepare_forward(a, cuda, device, &arena);
   LATH_TRY(form_w(&m, cuda));
   if (m.shift) LATH_TRY(form_shift(&m, cuda));
-  struct lath_cuda_gemm gemm = product(&m, a->rows, a->out, a->in, a->y, a->s_y);
+  struct lath_cuda_gemm gemm = lath_gemm(a->dtype, a->rows, a->out, a->in, a->y, a->s_y);
   gemm.a = a->x, gemm.s_a = a->s_x;
   gemm.b = m.w, gemm.s_b = a->in, gemm.b_transposed = 1;
   add_bias(&gemm, &m, m.shift ? m.shift : a->bias);
@@ -100,7 +93,7 @@ void lath_cuda_merged_backward_size(const struct lath_lowrank_linear *a, const s
 
 static lath_status form_dx(const struct merged *m, struct lath_cuda *cuda) {
   const struct lath_lowrank_linear *a = m->a;
-  struct lath_cuda_gemm gemm = product(m, a->rows, a->in, a->out, a->dx, a->s_dx);
+  struct lath_cuda_gemm gemm = lath_gemm(a->dtype, a->rows, a->in, a->out, a->dx, a->s_dx);
   LATH_TRY(form_w(m, cuda));
   gemm.a = a->dy, gemm.s_a = a->s_dy;
   gemm.b = m->w, gemm.s_b = a->in;
@@ -109,7 +102,7 @@ static lath_status form_dx(const struct merged *m, struct lath_cuda *cuda) {
 
 static lath_status form_dw(const struct merged *m, struct lath_cuda *cuda) {
   const struct lath_lowrank_linear *a = m->a;
-  struct lath_cuda_gemm gemm = product(m, a->out, a->in, a->rows, m->dw, a->in);
+  struct lath_cuda_gemm gemm = lath_gemm(a->dtype, a->out, a->in, a->rows, m->dw, a->in);
   gemm.a = a->dy, gemm.s_a = a->s_dy, gemm.a_transposed = 1;
   gemm.b = a->x, gemm.s_b = a->s_x;
   return lath_cuda_product(&gemm, cuda);
@@ -117,7 +110,7 @@ static lath_status form_dw(const struct merged *m, struct lath_cuda *cuda) {
 
 static lath_status form_du(const struct merged *m, struct lath_cuda *cuda) {
   const struct lath_lowrank_linear *a = m->a;
-  struct lath_cuda_gemm gemm = product(m, a->out, a->rank, 1, a->du, a->rank);
+  struct lath_cuda_gemm gemm = lath_gemm(a->dtype, a->out, a->rank, 1, a->du, a->rank);
   if (a->inner_bias) {
     gemm.a = m->d_bias, gemm.s_a = a->out, gemm.a_transposed = 1;
     gemm.b = a->inner_bias, gemm.s_b = a->rank;
@@ -131,7 +124,7 @@ static lath_status form_du(const struct merged *m, struct lath_cuda *cuda) {
 
 static lath_status form_dv(const struct merged *m, struct lath_cuda *cuda) {
   const struct lath_lowrank_linear *a = m->a;
-  struct lath_cuda_gemm gemm = product(m, a->rank, a->in, a->out, a->dv, a->in);
+  struct lath_cuda_gemm gemm = lath_gemm(a->dtype, a->rank, a->in, a->out, a->dv, a->in);
   gemm.a = a->u, gemm.s_a = a->s_u, gemm.a_transposed = 1;
   gemm.b = m->dw, gemm.s_b = a->in;
   return lath_cuda_product(&gemm, cuda);
@@ -139,7 +132,7 @@ static lath_status form_dv(const struct merged *m, struct lath_cuda *cuda) {
 
 static lath_status form_d_inner_bias(const struct merged *m, struct lath_cuda *cuda) {
   const struct lath_lowrank_linear *a = m->a;
-  struct lath_cuda_gemm gemm = product(m, 1, a->rank, a->out, a->d_inner_bias, a->rank);
+  struct lath_cuda_gemm gemm = lath_gemm(a->dtype, 1, a->rank, a->out, a->d_inner_bias, a->rank);
   gemm.a = m->d_bias, gemm.s_a = a->out;
   gemm.b = a->u, gemm.s_b = a->s_u;
   return lath_cuda_product(&gemm, cuda);

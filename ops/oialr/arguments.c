@@ -15,26 +15,36 @@ lath_status lath_oialr_check_extents(const struct lath_oialr_linear *a) {
   return lath_check_extents((const int64_t[]){a->in, a->rank, a->out}, 3);
 }
 
-static lath_status check_common(const struct lath_oialr_linear *a) {
-  if (!a) return LATH_INVALID_ARGUMENT;
-  LATH_TRY(lath_check_dtype(a->dtype));
-  LATH_TRY(lath_oialr_check_extents(a));
+static lath_status check_weights(const struct lath_oialr_linear *a) {
   LATH_TRY(lath_check_input(a->vh, a->rank, a->in, a->s_vh));
   LATH_TRY(lath_check_input(a->s, a->rank, a->rank, a->s_s));
   return lath_check_input(a->u, a->out, a->rank, a->s_u);
 }
 
+lath_status lath_oialr_check_x(const struct lath_oialr_linear *a) { return lath_check_input(a->x, a->rows, a->in, a->s_x); }
+
+lath_status lath_oialr_check_operands(const struct lath_oialr_linear *a, int backward) {
+  LATH_TRY(lath_oialr_check_extents(a));
+  LATH_TRY(check_weights(a));
+  if (!backward) {
+    LATH_TRY(lath_oialr_check_x(a));
+    return a->dy ? LATH_INVALID_ARGUMENT : lath_check_output(a->y, a->rows, a->out, a->s_y);
+  }
+  LATH_TRY(lath_check_input(a->dy, a->rows, a->out, a->s_dy));
+  return a->dx ? lath_check_output(a->dx, a->rows, a->in, a->s_dx) : LATH_OK;
+}
+
 lath_status lath_oialr_check_forward(const struct lath_oialr_linear *a) {
-  LATH_TRY(check_common(a));
-  LATH_TRY(lath_check_input(a->x, a->rows, a->in, a->s_x));
-  return a->dy ? LATH_INVALID_ARGUMENT : lath_check_output(a->y, a->rows, a->out, a->s_y);
+  if (!a) return LATH_INVALID_ARGUMENT;
+  LATH_TRY(lath_check_dtype(a->dtype));
+  return lath_oialr_check_operands(a, 0);
 }
 
 lath_status lath_oialr_check_backward(const struct lath_oialr_linear *a) {
-  LATH_TRY(check_common(a));
-  if (lath_oialr_backward_reads_x(a)) LATH_TRY(lath_check_input(a->x, a->rows, a->in, a->s_x));
-  LATH_TRY(lath_check_input(a->dy, a->rows, a->out, a->s_dy));
-  return a->dx ? lath_check_output(a->dx, a->rows, a->in, a->s_dx) : LATH_OK;
+  if (!a) return LATH_INVALID_ARGUMENT;
+  LATH_TRY(lath_check_dtype(a->dtype));
+  LATH_TRY(lath_oialr_check_operands(a, 1));
+  return lath_oialr_backward_reads_x(a) ? lath_oialr_check_x(a) : LATH_OK;
 }
 
 void lath_oialr_weights_take(struct lath_oialr_weights *w, const struct lath_oialr_linear *a, struct lath_arena *arena) {

@@ -10,6 +10,10 @@ lath_status lath_oialr_check_extents(const struct lath_oialr_linear *args);
 lath_status lath_oialr_check_forward(const struct lath_oialr_linear *args);
 lath_status lath_oialr_check_backward(const struct lath_oialr_linear *args);
 
+/* The same for any element type. Whether a backward reads x depends on the route, so it is checked apart. */
+lath_status lath_oialr_check_operands(const struct lath_oialr_linear *args, int backward);
+lath_status lath_oialr_check_x(const struct lath_oialr_linear *args);
+
 /* The route of one call, of the forward or of the backward. */
 lath_oialr_route lath_oialr_forward_route(const struct lath_oialr_linear *args);
 lath_oialr_route lath_oialr_backward_route(const struct lath_oialr_linear *args);

@@ -67,13 +67,13 @@ OialrValues OialrInputs::Want() const {
   return Formulas(shape, {x.Read(), vh.Read(), s.Read(), u.Read(), has_bias ? bias.Read() : Values(), dy.Read()});
 }
 
-OialrValues OialrInputs::Bounds() const {
+OialrValues OialrInputs::Bounds(double further) const {
   OialrValues bounds = Formulas(shape, {Absolute(x.Read()), Absolute(vh.Read()), Absolute(s.Read()), Absolute(u.Read()),
                                         has_bias ? Absolute(bias.Read()) : Values(), Absolute(dy.Read())});
   double terms = 8.0;
   for (const int64_t n : {shape.in, shape.rank, shape.rank, shape.out, shape.rows}) terms += std::sqrt(static_cast<double>(n));
   for (Values *values : {&bounds.t, &bounds.y, &bounds.dx, &bounds.ds, &bounds.d_bias})
-    *values = Scaled(*values, terms * AccumulatorEpsilon(dtype));
+    *values = Scaled(*values, terms * AccumulatorEpsilon(dtype) + further);
   return bounds;
 }
 

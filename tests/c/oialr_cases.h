@@ -32,7 +32,7 @@ struct OialrInputs {
 
   OialrArgs Arguments() const;  // what forward and backward share
   OialrValues Want() const;
-  OialrValues Bounds() const;  // of rounding errors, see oracle.h
+  OialrValues Bounds(double further = 0.0) const;  // of rounding errors, see oracle.h; a further share of the magnitudes
 };
 
 struct OialrOptions : CallOptions {

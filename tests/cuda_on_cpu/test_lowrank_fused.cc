@@ -3,7 +3,7 @@
 // test_lowrank_fused.cc - the fused kernel called directly: both heights of its tiles, both ways that operands are stored,
 // columns shared between blocks, at the edges of every tile.
 
-#include "lowrank/routes.h"
+#include "lowrank/pair.h"
 #include "lowrank_cases.h"
 
 namespace cuda_test {
@@ -47,7 +47,7 @@ void Check(const Call &call, uint32_t seed) {
       c_device(c), p_device(p);
   const bool biases = choices.OneIn(2), with_p = choices.OneIn(2);
 
-  struct lath_fused fused = {};
+  struct lath_pair fused = {};
   fused.dtype = call.dtype;
   fused.transposed = call.transposed;
   fused.rows = s.rows, fused.k = s.in, fused.rank = s.rank, fused.n = s.out;
@@ -112,7 +112,7 @@ TEST_P(Fused, SharesColumnsBetweenBlocks) {
   for (const int multiprocessors : {1, 2, 3, 8, 132}) {
     const LowrankShape shape = {70, 24, 16, 520};
     Check({LATH_BF16, Transposed(), TileRows(), shape, multiprocessors}, static_cast<uint32_t>(multiprocessors));
-    struct lath_fused fused = {};
+    struct lath_pair fused = {};
     fused.transposed = Transposed();
     fused.rows = shape.rows, fused.k = shape.in, fused.rank = shape.rank, fused.n = shape.out;
     const int shares = lath_fused_shares(&fused, TileRows(), multiprocessors);
@@ -132,7 +132,7 @@ TEST(FusedShapes, FitTheSharedMemoryOfABlock) {
   for (const bool transposed : {false, true}) {
     for (const int64_t rank : {8, 64, 72, 128, 136, 256}) {
       for (const int tile_rows : {64, 128}) {
-        struct lath_fused fused = {};
+        struct lath_pair fused = {};
         fused.transposed = transposed;
         fused.rank = rank;
         if (!lath_fused_has_tile(&fused, tile_rows)) continue;

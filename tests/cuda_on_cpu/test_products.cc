@@ -249,5 +249,47 @@ TEST(Errors, EachHasAText) {
   }
 }
 
+// ---- a long k in parts -------------------------------------------------------------------------------------------------
+
+void CheckParts(lath_dtype dtype, int64_t m, int64_t n, int64_t k, int64_t parts, uint32_t seed) {
+  if (LeftOut(seed)) return;
+  emulator_order(seed % 4);
+  const Operand a = Filled(dtype, k, m, Layout(), seed), b = Filled(dtype, k, n, Layout(), seed + 1);
+  Operand c(dtype, m, n);
+  const OnDevice a_device(a), b_device(b), c_device(c);
+  const Guarded partial(static_cast<size_t>(parts * m * n) * lath_dtype_size(lath_sum_type(dtype)));
+  struct lath_cuda_gemm product = lath_gemm(dtype, m, n, k, c_device.data(), n);
+  product.a = a_device.data(), product.s_a = m, product.a_transposed = 1;
+  product.b = b_device.data(), product.s_b = n;
+  ASSERT_EQ(lath_cuda_tiled_in_parts(&product, parts, partial.data(), nullptr), cudaSuccess);
+  c_device.CopyTo(&c);
+  emulator_order(0);
+  EXPECT_TRUE(partial.Intact());
+  EXPECT_TRUE(Exactly(c, Multiply(Transpose(a.Read(), k, m), b.Read(), m, k, n)))
+      << dtype << ": " << m << " " << n << " " << k << " in " << parts;
+}
+
+TEST(ProductInParts, IsExact) {
+  uint32_t seed = 1;
+  for (const lath_dtype dtype : kDtypes) {
+    for (const int64_t parts : {1, 2, 3, 7}) {
+      CheckParts(dtype, 1, 1, 300, parts, seed++);
+      CheckParts(dtype, 5, 70, 513, parts, seed++);
+      CheckParts(dtype, 64, 64, 256, parts, seed++);
+      CheckParts(dtype, 65, 3, 33, parts, seed++);  // fewer slices than parts
+    }
+  }
+}
+
+// One tile of c is one block of threads: of many rows it is two blocks of each multiprocessor, or 256 rows each.
+TEST(ProductInParts, TakesAsManyAsThereIsWorkFor) {
+  EXPECT_EQ(lath_cuda_tiled_parts(64, 64, 1 << 20, 132), 264);
+  EXPECT_EQ(lath_cuda_tiled_parts(64, 64, 16384, 132), 64);
+  EXPECT_EQ(lath_cuda_tiled_parts(128, 256, 16384, 132), 33);
+  EXPECT_EQ(lath_cuda_tiled_parts(4096, 4096, 16384, 132), 1);
+  EXPECT_EQ(lath_cuda_tiled_parts(64, 64, 511, 132), 1);
+  EXPECT_EQ(lath_cuda_tiled_parts(0, 64, 16384, 132), 1);
+}
+
 }  // namespace
 }  // namespace cuda_test

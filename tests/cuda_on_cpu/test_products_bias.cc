@@ -9,6 +9,7 @@
 
 #include "gemm/lt.h"
 #include "lowrank_cases.h"
+#include "oialr_on_device.h"
 
 #if !defined(LATH_TESTS_ON_GPU)
 #include "cublas/cublaslt.h"
@@ -261,6 +262,27 @@ TEST(BiasProduct, OfALowrankLayer) {
         const bool again = inner && route == LATH_LOWRANK_PRODUCTS;  // p
         EXPECT_TRUE(Added(before, again)) << Describe(inputs, options);
         if (again) {
+          EXPECT_TRUE(HadRoom()) << Describe(inputs, options);
+        }
+      }
+    }
+  }
+}
+
+TEST(BiasProduct, OfAnOialrLayer) {
+  Choices choices(4);
+  for (const lath_dtype dtype : kLtDtypes) {
+    for (const lath_oialr_route route : {LATH_OIALR_CHAINED, LATH_OIALR_FOLDED, LATH_OIALR_MERGED}) {
+      for (const bool bias : {false, true}) {
+        const OialrInputs inputs = ExactOialrInputs(dtype, {18, 21, 5, 19}, bias, choices.Next());
+        OialrDeviceOptions options;
+        options.association = route;
+        options.route = LATH_LOWRANK_PRODUCTS;
+        options.workspace_misalignment = 8;
+        const int before = Products();
+        EXPECT_TRUE(Exact(OialrForwardOnDevice(inputs, options, false), inputs.Want(), false)) << Describe(inputs, options);
+        EXPECT_TRUE(Added(before, bias)) << Describe(inputs, options);
+        if (bias) {
           EXPECT_TRUE(HadRoom()) << Describe(inputs, options);
         }
       }

@@ -37,6 +37,15 @@ def _same_random_numbers():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def one_thread():
+    """For networks so small that a second thread is no gain, and on a busy machine a loss."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def pytest_generate_tests(metafunc):
     """A test that uses the fixture ``device`` runs once on each, unless it is marked ``cpu_only``."""
     if "device" in metafunc.fixturenames:

@@ -114,7 +114,7 @@ def oialr_backward_arguments(dtype: torch.dtype) -> list:
 
 
 # What the object for CUDA defines, where it is loaded; test_cuda.py has the cases.
-CUDA_OPERATORS = {"cuda_lowrank_linear_plan"}
+CUDA_OPERATORS = {"cuda_lowrank_linear_plan", "cuda_oialr_linear_plan"}
 
 # Name of the operator -> its arguments for a dtype.
 CASES: dict[str, Callable[[torch.dtype], list]] = {

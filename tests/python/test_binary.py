@@ -279,7 +279,7 @@ def works():
 def run_python(code: str, *arguments: object, prelude: str = PRELUDE) -> subprocess.CompletedProcess:
     """Runs the code in a fresh interpreter that has not imported lath; sys.argv[1] is the library."""
     command = [sys.executable, "-c", prelude + code, str(library_path()), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def assert_loads(code: str, *arguments: object) -> str:

@@ -174,6 +174,33 @@ def test_plan_of_impossible_arguments():
         ops.cuda_lowrank_linear_plan(1, 2, 1, 2, 0, False, 4)
 
 
+def test_oialr_plan_needs_a_device():
+    with pytest.raises(RuntimeError, match=r"cuda_oialr_linear_plan: rank: got 0, expected at least 1"):
+        ops.cuda_oialr_linear_plan(1, 2, 0, 2)
+    with pytest.raises(RuntimeError, match=r"cuda_oialr_linear_plan: route: got 4, expected 0 to 3"):
+        ops.cuda_oialr_linear_plan(1, 2, 1, 2, 4)
+    with pytest.raises(RuntimeError, match=r"cuda_oialr_linear_plan: dtype: got 4, expected 0 to 3"):
+        ops.cuda_oialr_linear_plan(1, 2, 1, 2, 0, False, 4)
+    if torch.cuda.is_available():
+        extents = 32768, 1024, 64, 1024
+        assert ops.cuda_oialr_linear_plan(*extents, 0, True, 2)[2:] == (3 * 32768 * 1024 * 1024, True)
+        assert not ops.cuda_oialr_linear_plan(32768, 1024, 1000, 1024, 0, True, 2)[3]
+        return
+    with pytest.raises(RuntimeError, match="cuda_oialr_linear_plan: torch cannot make cuda:0 the current device"):
+        ops.cuda_oialr_linear_plan(1, 2, 1, 2)
+
+
+def test_oialr_keeps_t_in_the_type_of_x_when_traced():
+    """Half the bytes of what the CPU keeps, for matrix units read nothing wider."""
+    with FakeTensorMode():
+        kind = {"device": "cuda", "dtype": torch.bfloat16}
+        x, vh, s, u = (torch.empty(shape, **kind) for shape in ((2, 5, 96), (16, 96), (16, 16), (80, 16)))
+        y, t = ops.oialr_linear_forward(x, vh, s, u, torch.empty(80, **kind))
+        assert (y.shape, t.shape, t.dtype) == ((2, 5, 80), (10, 16), torch.bfloat16)
+        dx, ds, d_bias = ops.oialr_linear_backward(y, torch.empty(0, **kind), vh, s, u, t)
+        assert (dx.shape, ds.shape, d_bias.shape) == (x.shape, s.shape, (80,))
+
+
 # ---- one device ----------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +243,28 @@ def test_same_result_as_on_the_cpu(name, dtype):
     rtol = 1e-4 if dtype == torch.float32 else 3e-2
     for e, result in zip(expected, operator_cases.call(name, on_cuda), strict=True):
         torch.testing.assert_close(result.cpu().double(), e.double(), rtol=rtol, atol=10 * rtol)
+
+
+@gpu
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [1, 7, 64, 333])
+def test_oialr_on_the_device(rows, dtype):
+    """Every route, t kept and formed again, aligned and not, against torch in double."""
+    rtol = {torch.float64: 1e-10, torch.float32: 1e-4}.get(dtype, 3e-2)
+    for n, r, m in ((96, 16, 80), (130, 33, 77)):
+        x, vh, s, u, bias = operands(dtype, ((rows, n), (r, n), (r, r), (m, r), (m,)))
+        wide = [t.double().requires_grad_() for t in (x, s, bias)]
+        product = wide[0] @ vh.double().mT @ wide[1].mT @ u.double().mT + wide[2]
+        dy = torch.randn(rows, m, dtype=torch.float64).to(dtype)
+        expected = torch.autograd.grad(product, wide, dy.double())
+        for route in range(4):
+            y, t = ops.oialr_linear_forward(x, vh, s, u, bias, True, route)
+            assert (y.double() - product).norm() / product.norm() < rtol
+            for kept in ((NONE.to(x), x),) if route == 3 else ((t, NONE.to(x)), (NONE.to(x), x)):
+                grads = ops.oialr_linear_backward(dy, kept[1], vh, s, u, kept[0], 7, route)
+                for grad, e in zip(grads, expected, strict=True):
+                    assert (grad.double() - e).norm() / e.norm() < rtol
 
 
 # steps, batch, in, hidden, rank, input rank: one launch for all steps, one a step, two a step; rows off 16 bytes.

@@ -359,3 +359,19 @@ def test_frobenius_decay_at_full_rank_moves_the_product_as_weight_decay_would():
     optimizer.step()
     after = net[0].to_dense().weight.detach()
     torch.testing.assert_close((after - before) / rate, -2 * coefficient * before, rtol=1e-5, atol=1e-9)
+
+
+def test_of_orthogonal_bases_is_weight_decay_of_the_core():
+    model = torch.nn.Sequential(torch.nn.Linear(12, 16), torch.nn.Linear(16, 16), torch.nn.Linear(16, 4)).double()
+    lath.convert(model, lath.OIALR(rank_ratio=0.5))
+    dense = [core.dense() for core in lath.oialr_cores(model).values()]
+    assert len(dense) == 2
+    torch.testing.assert_close(lath.frobenius_decay(model), sum(w.square().sum() for w in dense))
+    torch.testing.assert_close(lath.mixed_decay(model, frobenius=0.5, l2=0.3), 0.5 * lath.frobenius_decay(model))
+    assert lath.kronecker_decay(model) == lath.l2_decay(model) == 0
+    lath.FrobeniusDecay(model, 0.25).step()
+    lath.FrobeniusDecay(model, 0.25).step()
+    for core in lath.oialr_cores(model).values():
+        torch.testing.assert_close(core.s.grad, 0.5 * core.s)
+    groups = lath.decay_groups(model, 0.1)
+    assert {id(p) for p in groups[1]["params"]} == {id(core.s) for core in lath.oialr_cores(model).values()}

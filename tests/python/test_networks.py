@@ -114,3 +114,26 @@ def test_convolutions_with_a_forward_of_their_own_are_left(kind):
     lath.restore(model)
     assert_same_logits(logits(model, x), expected)
     make().load_state_dict(model.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "converted"),
+    [(torchvision("mobilenet_v3_small"), 41), (timm("vit_tiny_patch16_224", img_size=64), 48)],
+    ids=["mobilenet_v3_small", "timm-vit_tiny"],
+)
+def test_networks_in_orthogonal_bases(make, converted):
+    """At full rank the dense function; trained at an eighth of it; restored with what was learned."""
+    model, x = make().eval(), torch.randn(IMAGES)
+    with torch.no_grad():
+        expected = model(x)
+        report = lath.convert(model, lath.OIALR())
+        assert sum(row.reason is None for row in report) == converted
+        torch.testing.assert_close(model(x), expected, rtol=1e-3, atol=1e-4)
+    for core in lath.oialr_cores(model).values():
+        rank = max(1, core.rank // 8)
+        core.replace_(core.u[:, :rank], core.s.detach()[:rank, :rank], core.vh[:rank])
+    train_step(model, x)
+    with torch.no_grad():
+        expected = model.eval()(x)
+        assert len(lath.restore(model)) == converted
+        torch.testing.assert_close(model(x), expected, rtol=1e-3, atol=1e-4)

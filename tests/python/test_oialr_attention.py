@@ -274,6 +274,7 @@ def test_freeze_of_self_attention():
     q, k, _ = qkv(made)
     expected = [made(q, q, q)[0].detach(), made(q, k, k)[0].detach()]
     made.freeze()
+    assert made.out_proj._frozen is not None
     with torch.no_grad():
         assert_same([made(q, q, q)[0], made(q, k, k)[0]], expected)
 

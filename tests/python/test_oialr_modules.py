@@ -288,18 +288,36 @@ def test_channels_last():
     assert z.grad.is_contiguous(memory_format=torch.channels_last)
 
 
+def attached(kind):
+    """A convolution that applies two attributes, as some libraries have it."""
+
+    class Attached(kind):
+        def forward(self, x):
+            return self.activation(self.norm(super().forward(x)))
+
+    return Attached
+
+
 @every_conv
 @pytest.mark.parametrize("mode", ["zeros", "circular"])
 def test_norm_and_activation_come_after_every_padding(case, mode):
     """Public defect: other paddings than zeros returned before them."""
-    source = dense(case, padding=1, padding_mode=mode)
+    kind, _, arguments, _ = LAYERS[case]
+    source = attached(kind)(*arguments, dtype=torch.float64, padding=1, padding_mode=mode)
     norms = {"conv1d": nn.BatchNorm1d, "conv2d": nn.BatchNorm2d, "conv3d": nn.BatchNorm3d}
     source.norm, source.activation = norms[case](6, dtype=torch.float64), torch.relu
     layer, x = LAYERS[case][1].from_dense(source), images(case)
-    torch.testing.assert_close(layer(x), torch.relu(source.norm(source(x))), **CLOSE)
+    torch.testing.assert_close(layer(x), source(x), **CLOSE)
     for refused in (layer.to_dense, layer.to_lowrank):
         with pytest.raises(ValueError, match="has a norm or an activation"):
             refused()
+
+
+@every_conv
+def test_attributes_of_an_ordinary_convolution_are_not_applied(case):
+    source, x = dense(case), images(case)
+    source.activation = "relu"
+    torch.testing.assert_close(LAYERS[case][1].from_dense(source)(x), source(x), **CLOSE)
 
 
 # ---- what is kept for the backward pass -----------------------------------------------------------------------------

@@ -17,7 +17,14 @@ from ._version import __version__
 LIBRARY = _load.load()
 _cuda.start(LIBRARY)
 
-from . import _conv_cuda, _fake, nn, ops  # noqa: E402, F401  (these need the operators)
+from . import (  # noqa: E402, F401  (these need the operators)
+    _conv_cuda,
+    _fake,
+    nn,
+    ops,
+    optimizer_state,
+)
+from .controller import OIALRController  # noqa: E402
 from .convert import convert, dense_state_dict, oialr_to_lowrank, restore  # noqa: E402
 from .decay import (  # noqa: E402
     FrobeniusDecay,
@@ -56,6 +63,7 @@ __all__ = [
     "FrobeniusDecay",
     "LayerReport",
     "LowRank",
+    "OIALRController",
     "RankSwitch",
     "Report",
     "StableRank",
@@ -76,6 +84,7 @@ __all__ = [
     "oialr_cores",
     "oialr_to_lowrank",
     "ops",
+    "optimizer_state",
     "profile_blocks",
     "pufferfish",
     "ranks_for_budget",

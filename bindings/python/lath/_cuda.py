@@ -20,6 +20,7 @@ import torch
 LIBRARY_NAME = "liblath_cuda.so"
 OPERATORS = (
     *("linear", "lowrank_linear", "lowrank_linear_forward", "lowrank_linear_backward"),
+    *("oialr_linear", "oialr_linear_forward", "oialr_linear_backward"),
     *("frobenius_decay", "frobenius_decay_backward"),
     *("lowrank_lstm_forward", "lowrank_lstm_backward"),
 )

@@ -13,6 +13,9 @@ U and V are the matrices of the weight, see ``lath.LowRank``. A convolution with
 an LSTM that of each input and recurrent weight that is factored, attention that of each projection.
 :func:`mixed_decay` is a weighted sum of them.
 
+A weight U S V in orthogonal bases (``lath.OIALR``) has the norm of its core, ``|| U S V || = || S ||``: its Frobenius
+term is that of S alone and the gradient is that of weight decay on S. It has no part in the other two.
+
 That is the convention "reference". The convention "half" is half of each, so that the gradient of the Frobenius term is
 that of weight decay on the product. Two schemes are published:
 
@@ -28,10 +31,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 
 from . import ops
 from ._pairs import assembled, matrices, pair_names, pairs
+from .nn.cored import oialr_cores
 
 _SCALES = {"reference": 1.0, "half": 0.5}
 
@@ -48,13 +52,18 @@ def _coefficient(name: str, value: float, what: str) -> float:
     return value
 
 
-def _total(model: Module, convention: str, what: str, term: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _total(
+    model: Module, convention: str, what: str, term: Callable[[Tensor, Tensor], Tensor], of_cores: float = 0.0
+) -> Tensor:
+    """The sum of ``term`` over all pairs, and of the squares of all cores times ``of_cores``."""
     scale = _scale(convention, what)
     values = [
         term(v, u)
         for module, name_v, name_u in pairs(model)
         for v, u in matrices(module, getattr(module, name_v), getattr(module, name_u))
     ]
+    if of_cores:
+        values += [of_cores * _square(core.s) for core in oialr_cores(model).values()]
     if not values:
         first = next(model.parameters(), None)
         return torch.zeros((), device=None if first is None else first.device)
@@ -68,17 +77,24 @@ def _square(t: Tensor) -> Tensor:
     return wide.square().sum()
 
 
+def _add_gradient(parameter: Parameter, gradient: Tensor) -> None:
+    if parameter.grad is None:
+        parameter.grad = gradient
+    else:
+        parameter.grad.add_(gradient)
+
+
 def frobenius_decay(model: Module, convention: str = "reference") -> Tensor:
     """Sum of ``|| U V ||_F^2`` over the factored weights, in Gram form; a scalar to add to the loss.
 
     Args:
-        model: any module. Without a low-rank layer the value is 0.
+        model: any module. Without a thin layer the value is 0.
         convention: "reference", or "half" for half the value and gradient.
 
     Raises:
         ValueError: an unknown convention.
     """
-    return _total(model, convention, "frobenius_decay", ops.frobenius_decay)
+    return _total(model, convention, "frobenius_decay", ops.frobenius_decay, of_cores=1.0)
 
 
 def kronecker_decay(model: Module, convention: str = "reference") -> Tensor:
@@ -119,7 +135,7 @@ def mixed_decay(
             parts.append(kronecker * square_u * square_v + l2 * (square_u + square_v))
         return sum(parts) if parts else v.new_zeros((), dtype=torch.promote_types(v.dtype, torch.float32))
 
-    return _total(model, convention, "mixed_decay", term)
+    return _total(model, convention, "mixed_decay", term, of_cores=frobenius)
 
 
 def decay_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -141,6 +157,7 @@ def decay_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
         for name in names
         if name in module._parameters
     }
+    factors |= {id(core.s) for core in oialr_cores(model).values()}
     others = [p for p in model.parameters() if id(p) not in factors]
     thin = [p for p in model.parameters() if id(p) in factors]
     return [{"params": others, "weight_decay": weight_decay}, {"params": thin, "weight_decay": 0.0}]
@@ -194,10 +211,10 @@ class FrobeniusDecay:
             for weight, gradient in zip(weights, assembled(module, each), strict=True):
                 if not weight.requires_grad:
                     continue
-                if weight.grad is None:
-                    weight.grad = gradient
-                else:
-                    weight.grad.add_(gradient)
+                _add_gradient(weight, gradient)
+        for core in oialr_cores(self.model).values():
+            if core.s.requires_grad:
+                _add_gradient(core.s, 2 * self.scale * self.coefficient * core.s)
 
     def _gradients(self, v: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Of V and U."""

@@ -556,6 +556,14 @@ def _cached_oialr_plan(rows: int, in_features: int, rank: int, out_features: int
     return _oialr_linear_plan(rows, in_features, rank, out_features, code, True)[3]
 
 
+@functools.lru_cache(maxsize=4096)
+def _cached_cuda_oialr_plan(
+    rows: int, in_features: int, rank: int, out_features: int, code: int, dtype: torch.dtype, index: int
+) -> bool:
+    extents = (rows, in_features, rank, out_features)
+    return torch.ops.lath.cuda_oialr_linear_plan(*extents, code, True, DTYPE_CODE[dtype], index)[3]
+
+
 def _oialr_keeps_t(x: Tensor, weight_vh: Tensor, weight_u: Tensor, code: int) -> bool:
     """Whether a training step keeps t instead of x; the route is then one that uses it.
 
@@ -568,7 +576,11 @@ def _oialr_keeps_t(x: Tensor, weight_vh: Tensor, weight_u: Tensor, code: int) ->
     if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or any(type(n) is not int for n in extents):
         factored = 2 * rank * (in_features + out_features) + rank * rank
         return code != _OIALR_MERGED and (code != 0 or factored < 3 * in_features * out_features)
-    return _cached_oialr_plan(*extents, code)
+    if not x.is_cuda:
+        return _cached_oialr_plan(*extents, code)
+    if x.dtype not in DTYPE_CODE or not _cuda.status.loaded:
+        return True  # likewise
+    return _cached_cuda_oialr_plan(*extents, code, x.dtype, x.device.index)
 
 
 def _composite_oialr_linear(

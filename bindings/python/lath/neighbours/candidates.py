@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..convert import Selection, _already, _select, _selector, _skip_ends
 from ..factor import conv_matrix
-from ..nn.attention import dense_weights
+from ..nn.thin_attention import dense_weights
 from ..survey import Site, survey
 
 

@@ -76,7 +76,7 @@ class Core:
         for key, given in ((f"{self.name}u", u), (f"{self.name}vh", vh)):
             setattr(self.module, key, _own(given, getattr(self.module, key)))
         parameter = self.s
-        parameter.data = _own(s, parameter)
+        _assign(parameter, _own(s, parameter))
         parameter.grad = None
         self.module.unfreeze()
 
@@ -113,3 +113,15 @@ def check_core_rank(rank: object, limit: int, what: str) -> int:
 def _own(given: Tensor, like: Tensor) -> Tensor:
     """A contiguous copy, of the device and type of ``like``."""
     return given.detach().to(like.device, like.dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _assign(parameter: Parameter, given: Tensor) -> None:
+    """``parameter.data = given``, so that gradients have the new shape too.
+
+    Where a graph of an earlier call is alive still, as through a ``loss`` that a training loop holds, the node that
+    accumulates the gradient is kept, with the shape that it had. torch makes a new one only for another type.
+    """
+    if given.shape != parameter.shape:
+        other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
+        parameter.data = torch.empty(0, dtype=other, device=parameter.device)
+    parameter.data = given

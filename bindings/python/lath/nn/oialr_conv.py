@@ -115,8 +115,8 @@ class OIALRConv(OneCore):
         """The layer closest to ``module``, whose weight stays as it is.
 
         The new layer holds the bias of ``module`` itself, not a copy, so that an optimizer which has it trains it on;
-        so it does with ``norm`` and ``activation``, if ``module`` has them. ``requires_grad``, training mode, dtype and
-        device are carried over.
+        so it does with ``norm`` and ``activation``, if ``module`` is of a class that applies them. ``requires_grad``,
+        training mode, dtype and device are carried over.
 
         Args:
             module: torch's layer, or one with its weight and geometry.
@@ -144,8 +144,9 @@ class OIALRConv(OneCore):
             device=module.weight.device,
             dtype=module.weight.dtype,
         )
-        layer.norm = getattr(module, "norm", None)
-        layer.activation = getattr(module, "activation", None)
+        if type(module).forward is not cls._dense_class.forward:  # otherwise these are no part of the function
+            layer.norm = getattr(module, "norm", None)
+            layer.activation = getattr(module, "activation", None)
         return layer._take_over(module, decomposition)
 
     def to_dense(self) -> Module:
