@@ -313,7 +313,7 @@ def summary(rows: Iterable[Row]) -> list[list[str]]:
         rivalled: dict[str, list[Row]] = {}
         for row in found:
             for goal in row.rival_goals:
-                rivalled.setdefault(goal.quantity, []).append(row.replace(goal=goal))
+                rivalled.setdefault(goal.quantity, []).append(row.replace(goal=goal, own=None, two=None))
         lines += [_summary_line(name, quantity, judged) for quantity, judged in rivalled.items()]
     return lines
 
