@@ -149,7 +149,7 @@ def _oialr(rows: Sequence[Row]):
     panels = {title: shown for title, shown in panels.items() if shown}
     figure = _speedups(panels, _BESIDE_ORTHOGONAL, ["speed-up over dense"] * len(panels))
     for axis in figure.axes if figure else ():
-        axis.set_xlim(left=0.25)
+        axis.set_xlim(left=0.125)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
     return figure
