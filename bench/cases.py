@@ -11,10 +11,19 @@ import lath
 import torch
 from bounds import FLOAT, Work, least_seconds
 from context import Context, Shape
-from layers import Layers, contenders, dense_module, filled, kept_results, round_robin, thin_module, two_modules
+from layers import (
+    Layers,
+    call_module,
+    contenders,
+    dense_module,
+    filled,
+    kept_results,
+    round_robin,
+    thin_module,
+    two_modules,
+)
 from measure import Timing
 from rows import Goal, Row, disturbance
-from torch import Tensor
 from torch.nn import functional
 
 own_linear = torch.ops.lath.linear.default
@@ -44,6 +53,11 @@ def label(shape: Shape) -> str:
 def two_goal(shape: Shape, rank: int) -> Goal:
     """Against two nn.Linear: never slower; clearly faster at thin ranks."""
     return Goal("vs two", 0.97, 1.2 if rank <= min(shape) // 8 else 1.1)
+
+
+def forward_goal(rows: int) -> Goal:
+    """Of 256 rows and more."""
+    return Goal("share", 0.85, 1.0 if rows <= 256 else 0.95, own=True)
 
 
 def bound(context: Context, case: Case, rank: int) -> tuple[float, bool]:
@@ -120,8 +134,7 @@ def forward(context: Context) -> Iterator[Row]:
             for mode in context.effort.modes:
                 case = Case("forward", layers, mode, rows)
                 timings = time_forward(context, case)
-                goal = Goal("share", 0.85, 1.0 if rows <= 256 else 0.95, own=True)
-                yield from rows_of(context, case, timings, dict.fromkeys(layers.ranks, goal))
+                yield from rows_of(context, case, timings, dict.fromkeys(layers.ranks, forward_goal(rows)))
                 yield own_dense_row(context, case, timings)
 
 
@@ -169,7 +182,7 @@ def one_row(context: Context) -> Iterator[Row]:
     goals = {"hot": Goal("share", 1.5, 3.0), "rotating": Goal("share", 1.0, 1.6)}
     for shape in context.effort.shapes:
         layers = Layers.for_context(context, shape, ranks(context, shape))
-        through_module = partial(_call, x=filled(1, shape[0]))
+        through_module = partial(call_module, x=filled(1, shape[0]))
         for mode in context.effort.modes:
             count = layers.count(mode)
             kept = kept_results(context, mode, (1, shape[1]))
@@ -185,7 +198,3 @@ def one_row(context: Context) -> Iterator[Row]:
                 timings = context.compare(f"one-row {label(shape)}, {mode}", calls, hot=mode == "hot")
             goal_of = {rank: goals[mode] if rank <= min(shape) // 8 else None for rank in layers.ranks}
             yield from rows_of(context, Case("one-row", layers, mode, 1), timings, goal_of)
-
-
-def _call(module: torch.nn.Module, x: Tensor) -> Tensor:
-    return module(x)

@@ -214,13 +214,13 @@ def compare(
     in_formats = partial(
         in_both_formats, images=(filled(*layer.x_shape).requires_grad_(training), filled(*layer.y_shape))
     )
-    call_of = _training_step if training else _inference
+    call_of = training_step if training else inference
     calls: dict[object, Callable[[], object]] = in_formats("dense", layer.dense(), call_of)
     for rank, module in modules.items():
         calls |= in_formats(("two", rank), as_pair(module), call_of)
         calls |= in_formats(("lath", rank), module, call_of)
         if frozen and module.freeze():
-            calls |= in_formats(("frozen", rank), module, _frozen_inference)
+            calls |= in_formats(("frozen", rank), module, frozen_inference)
     if layer.kernel == 1:
         calls["own"] = _own_dense(layer)
     what = f"{section} {layer.label}, {form}{', training' if training else ''}"
@@ -229,16 +229,19 @@ def compare(
     return Comparison(section, layer, form, training, modules, timings)
 
 
-def _inference(module: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], Tensor]:
+def inference(module: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], Tensor]:
+    """The call ``module(x)``."""
     return partial(module, x)
 
 
-def _frozen_inference(module: LowRankConv2d, x: Tensor, dy: Tensor) -> Callable[[], Tensor]:
+def frozen_inference(module: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], Tensor]:
+    """The same of a layer of lath, frozen."""
     module.freeze()  # copies are not frozen
     return partial(module, x)
 
 
-def _training_step(module: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+def training_step(module: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    """Forward, dx and the gradients of all parameters."""
     operands = x, *module.parameters()
     return lambda: torch.autograd.grad(module(x), operands, dy)
 

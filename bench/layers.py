@@ -31,6 +31,13 @@ def filled(*shape: int, scale: float = 1.0) -> Tensor:
     return flat.view(shape)
 
 
+def filled_module(module: nn.Module) -> nn.Module:
+    """``module`` itself, with such numbers in all of its parameters and buffers."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.detach().copy_(filled(*tensor.shape, scale=tensor.shape[-1] ** -0.5))
+    return module
+
+
 class Layers:
     """Distinct dense layers of one shape, and low-rank layers of each rank.
 
@@ -110,14 +117,19 @@ def contenders(
     return calls
 
 
-def dense_module(weight: Tensor, bias: Tensor) -> nn.Linear:
+def call_module(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)``."""
+    return module(x)
+
+
+def dense_module(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """``nn.Linear`` on these very tensors."""
     module = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
-    module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
+    module.weight, module.bias = nn.Parameter(weight), None if bias is None else nn.Parameter(bias)
     return module
 
 
-def two_modules(weight_v: Tensor, weight_u: Tensor, bias: Tensor) -> nn.Sequential:
+def two_modules(weight_v: Tensor, weight_u: Tensor, bias: Tensor | None) -> nn.Sequential:
     """Two ``nn.Linear`` on these very tensors."""
     first = nn.utils.skip_init(nn.Linear, weight_v.shape[1], weight_v.shape[0], bias=False)
     first.weight = nn.Parameter(weight_v)

@@ -122,7 +122,7 @@ def _compare(context: Context, section: str, case: Case, call_of: Callable, goal
     rivals = {name: timings[name].median for name in calls if name not in ("dense", "lath")}
     passes = 3 if section == "lstm-training" else 1
     return lstm_row(
-        context, case, section, timings, passes, goal=goal, rivals=rivals, rival_goal=RIVAL_GOAL if rivals else None
+        context, case, section, timings, passes, goal=goal, rivals=rivals, rival_goals=(RIVAL_GOAL,) if rivals else ()
     )
 
 

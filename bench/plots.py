@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a run: shares of linear layers and of convolutions, LSTMs, and how far every row is from its floor."""
+"""Pictures of a run: shares of layers and convolutions, LSTMs, orthogonal bases, and how far rows are from floors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rows import LESS_IS_BETTER, Row
@@ -22,12 +22,23 @@ _LABELS = {
 }
 _CONVOLUTIONS = ("conv-forward", "conv-training", "conv-1x1")
 _LSTMS = ("lstm-forward", "lstm-training", "lstm-plan")
-# What stands beside the bar of an LSTM: how it is drawn, and a speed-up over the same baseline.
-_BESIDE = {
+_ORTHOGONAL = {  # title of a panel to its sections
+    "Linear layers in orthogonal bases, training step": ("oialr-training",),
+    "Linear layers in orthogonal bases, inference": ("oialr-inference",),
+    "Convolutions, attention, models": ("oialr-conv", "oialr-attention", "oialr-model"),
+}
+# What stands beside a bar: how it is drawn, and a speed-up over the same baseline.
+_BESIDE_LSTMS = {
     "ratio of multiply-adds": ({"marker": "|", "markersize": 11}, lambda row: row.mac_ratio),
     "TorchScript loop": ({"marker": "x", "markersize": 7}, lambda row: row.rival_speedup("loop")),
     "projected nn.LSTM": ({"marker": "o", "fillstyle": "none"}, lambda row: row.rival_speedup("projected")),
     "nn.LSTM": ({"marker": "D", "fillstyle": "none"}, lambda row: row.rival_speedup("torch")),
+}
+_BESIDE_ORTHOGONAL = {
+    "ratio of multiply-adds": _BESIDE_LSTMS["ratio of multiply-adds"],
+    "two layers of torch": ({"marker": "D", "fillstyle": "none"}, lambda row: row.baseline / row.two),
+    "weight formed": ({"marker": "x", "markersize": 7}, lambda row: row.rival_speedup("recompose")),
+    "factors by torch": ({"marker": "o", "fillstyle": "none"}, lambda row: row.rival_speedup("factors")),
 }
 _MARKS = {"target": ("o", "tab:green"), "floor": ("o", "tab:orange"), "below": ("X", "tab:red")}
 
@@ -41,6 +52,7 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[Path]:
         "share_against_rank.png": _share_against_rank(rows),
         "convolutions.png": _convolutions(rows),
         "lstm.png": _lstm(rows),
+        "orthogonal_bases.png": _oialr(rows),
         "goals.png": _goals(rows),
     }
     written = []
@@ -118,40 +130,70 @@ def _convolutions(rows: Sequence[Row]):
 
 
 def _lstm(rows: Sequence[Row]):
-    """A panel per section, a line per row: the speed-up of lath, those of what else there is, and the floor."""
+    """A panel per section, a line per row."""
+    panels = {name: found for name, found in by_section(rows).items() if name in _LSTMS}
+    return _speedups(
+        {SECTIONS[name].title: found for name, found in panels.items()},
+        _BESIDE_LSTMS,
+        ["speed-up over " + ("lath's own dense path" if name == "lstm-plan" else "nn.LSTM") for name in panels],
+    )
+
+
+def _oialr(rows: Sequence[Row]):
+    """Training steps and inference of linear layers with hot weights, and all else."""
+    found = by_section(rows)
+    panels = {
+        title: [row for name in names for row in found.get(name, []) if row.mode != "rotating"]
+        for title, names in _ORTHOGONAL.items()
+    }
+    panels = {title: shown for title, shown in panels.items() if shown}
+    figure = _speedups(panels, _BESIDE_ORTHOGONAL, ["speed-up over dense"] * len(panels))
+    for axis in figure.axes if figure else ():
+        axis.set_xlim(left=0.125)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+    return figure
+
+
+def _speedups(panels: Mapping[str, Sequence[Row]], beside: Mapping[str, tuple], labels: Sequence[str]):
+    """A bar per row: the speed-up of lath, with those of what else there is, and the floor."""
     from matplotlib.figure import Figure
 
-    sections = {name: found for name, found in by_section(rows).items() if name in _LSTMS}
-    if not sections:
+    if not panels:
         return None
-    height = 1.6 + 0.24 * max(map(len, sections.values()))
-    figure = Figure(figsize=(5.4 * len(sections), height), layout="constrained")
-    axes = figure.subplots(1, len(sections), squeeze=False)[0]
-    for axis, (name, found) in zip(axes, sections.items(), strict=True):
+    height = 1.6 + 0.24 * max(map(len, panels.values()))
+    figure = Figure(figsize=(5.4 * len(panels), height), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, found), label in zip(axes, panels.items(), labels, strict=True):
         for place, row in enumerate(found):
             _, colour = _MARKS.get(row.verdict, ("o", "gray"))
             axis.barh(place, row.speedup, color=colour, alpha=0.7)
             if row.floor is not None:
-                axis.plot([row.floor] * 2, [place - 0.4, place + 0.4], ":", color="black")
-            for style, value_of in _BESIDE.values():
+                floor = row.floor * (row.mac_ratio if row.goal.quantity == "share" else 1)
+                axis.plot([floor] * 2, [place - 0.4, place + 0.4], ":", color="black")
+            for style, value_of in beside.values():
                 if value_of(row) is not None:
                     axis.plot(value_of(row), place, color="black", linestyle="", **style)
         axis.axvline(1.0, color="black", linewidth=1)
-        labels = [f"{row.case} {row.mode}".strip() + f", rank {row.rank}" for row in found]
-        axis.set_yticks(range(len(found)), labels, fontsize="x-small")
+        axis.set_yticks(range(len(found)), [_name(row) for row in found], fontsize="x-small")
         axis.set_ylim(len(found) - 0.4, -0.6)
         axis.set_xlim(left=0)
-        axis.set_title(SECTIONS[name].title, fontsize="medium")
-        axis.set_xlabel("speed-up over " + ("lath's own dense path" if name == "lstm-plan" else "nn.LSTM"))
+        axis.set_title(title, fontsize="medium")
+        axis.set_xlabel(label)
     figure.suptitle("Bars: lath, green where the target is reached, orange: accepted, red: below")
-    figure.legend(handles=_lstm_legend(), loc="outside lower center", ncols=5, fontsize="small")
+    figure.legend(handles=_marks_legend(beside), loc="outside lower center", ncols=5, fontsize="small")
     return figure
 
 
-def _lstm_legend() -> list:
+def _name(row: Row) -> str:
+    parts = [row.case, "" if row.mode == "hot" else row.mode, f"{row.rows} rows" if row.mode == "hot" else ""]
+    return " ".join(filter(None, parts)) + (f", rank {row.rank}" if row.rank else "")
+
+
+def _marks_legend(beside: Mapping[str, tuple]) -> list:
     from matplotlib.lines import Line2D
 
-    marks = [Line2D([], [], color="black", linestyle="", label=label, **style) for label, (style, _) in _BESIDE.items()]
+    marks = [Line2D([], [], color="black", linestyle="", label=label, **style) for label, (style, _) in beside.items()]
     return [*marks, Line2D([], [], color="black", linestyle=":", label="floor")]
 
 

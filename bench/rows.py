@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from measure import QUIET_OTHERS, QUIET_SPREAD, Timing
 
 NEAR_BOUND = 0.85  # where traffic is the limit, the floor is this part of the bound
-LESS_IS_BETTER = ("us", "floats")  # quantities of a goal
+LESS_IS_BETTER = ("us", "floats", "steps")  # quantities of a goal
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,9 @@ class Goal:
     """What a row is to reach.
 
     Attributes:
-        quantity: "share", "speed-up", "vs two", "vs rivals"; or, where less is better, "us": microseconds of lath, or
-            "floats": numbers of memory.
+        quantity: "share", "speed-up", "vs two", "vs rivals", which is the fastest of them, or "vs" one of their names;
+            or, where less is better, "us": microseconds of lath, "floats": numbers of memory, "steps": times the
+            baseline.
         floor: accepted from here on.
         target: aimed at.
         own: the same figures hold for the share against lath's own dense product. They do not at few rows, where they
@@ -61,10 +62,12 @@ class Row:
         layouts: of images for the baseline, two and lath, where the better one counts; "" elsewhere.
         route: what the planner took for lath's call, where it has a choice.
         tokens: steps of all samples in the call of an LSTM, else 0.
-        rivals: seconds of what else an LSTM is held against, by name: "loop", "projected" or "torch".
-        floats, dense_floats: peak memory of lath's call and of the baseline's, in numbers a token and layer.
+        rivals: seconds of what else lath is held against, by name: of an LSTM "loop", "projected" or "torch", of layers
+            in orthogonal bases "factors" or "recompose".
+        floats, dense_floats: memory of lath's call and of the baseline's, in numbers a token and layer.
         more_floats: what a further token adds to ``floats`` times the tokens.
-        goal, two_goal, rival_goal: what the row, its ratio to two library layers and those to its rivals are to reach.
+        goal, two_goal: what the row and its ratio to two library layers are to reach.
+        rival_goals: what the ratios to its rivals are to reach.
     """
 
     section: str
@@ -94,7 +97,7 @@ class Row:
     more_floats: float | None = None
     goal: Goal | None = field(default=None)
     two_goal: Goal | None = field(default=None)
-    rival_goal: Goal | None = field(default=None)
+    rival_goals: tuple[Goal, ...] = ()
 
     @property
     def speedup(self) -> float:
@@ -172,11 +175,16 @@ class Row:
             "share": self.share,
             "speed-up": self.speedup,
             "vs two": self.vs_two,
-            "vs rivals": self.vs_rivals,
             "us": 1e6 * self.lath,
             "floats": self.floats,
+            "steps": self.lath / self.baseline,
         }
-        return values[self.goal.quantity]
+        quantity = self.goal.quantity
+        return values[quantity] if quantity in values else self._against(quantity)
+
+    def _against(self, quantity: str) -> float | None:
+        """What a goal for rivals speaks of."""
+        return self.vs_rivals if quantity == "vs rivals" else self.versus(quantity.removeprefix("vs "))
 
     @property
     def floor(self) -> float | None:
@@ -207,7 +215,9 @@ class Row:
 
     @property
     def rival_verdict(self) -> str:
-        return "" if self.rival_goal is None or self.vs_rivals is None else self.rival_goal.verdict(self.vs_rivals)
+        """Of each goal for rivals, in their order."""
+        values = [(goal, self._against(goal.quantity)) for goal in self.rival_goals]
+        return " ".join(goal.verdict(value) for goal, value in values if value is not None)
 
     @property
     def disturbed(self) -> bool:
@@ -221,8 +231,8 @@ class Row:
 
     @classmethod
     def from_dict(cls, values: dict) -> Row:
-        goals = {name: Goal(**values[name]) if values[name] else None for name in ("goal", "two_goal", "rival_goal")}
-        return cls(**{**values, **goals})
+        goals = {name: Goal(**values[name]) if values[name] else None for name in ("goal", "two_goal")}
+        return cls(**{**values, **goals, "rival_goals": tuple(Goal(**goal) for goal in values["rival_goals"])})
 
 
 def disturbance(timings: Iterable[Timing]) -> dict[str, float]:

@@ -30,6 +30,11 @@ import lstm
 import lstm_memory
 import machine
 import network
+import oialr
+import oialr_layers
+import oialr_memory
+import oialr_models
+import oialr_update
 import plots
 import special
 import steps
@@ -64,8 +69,15 @@ RUNS: dict[str, Callable[[Context], Iterator[Row]]] = {
     "lstm-plan": lstm.plan,
     "lstm-threads": lstm.threads,
     "lstm-memory": lstm_memory.memory,
+    "oialr-training": oialr.training,
+    "oialr-inference": oialr.inference,
+    "oialr-conv": oialr_layers.convolution,
+    "oialr-attention": oialr_layers.attention,
+    "oialr-model": oialr_models.models,
+    "oialr-memory": oialr_memory.memory,
+    "oialr-update": oialr_update.update,
 }
-GROUPS = {group: [name for name in RUNS if name.startswith(f"{group}-")] for group in ("conv", "lstm")}
+GROUPS = {group: [name for name in RUNS if name.startswith(f"{group}-")] for group in ("conv", "lstm", "oialr")}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

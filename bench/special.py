@@ -17,16 +17,11 @@ import lath
 import torch
 from cases import Case, label, own_linear, rows_of
 from context import Context, Shape
-from layers import Layers, dense_module, filled, thin_module, two_modules
+from layers import Layers, call_module, dense_module, filled, thin_module, two_modules
 from measure import Contender
 from rows import Goal, Row, disturbance
 from torch import Tensor, nn
 from torch.nn import functional
-
-
-def _call(module: nn.Module, x: Tensor) -> Tensor:
-    return module(x)
-
 
 # ---- every rank ------------------------------------------------------------------------------------------------------
 
@@ -46,15 +41,15 @@ def plan(context: Context) -> Iterator[Row]:
 def _plan_inference(context: Context, layers: Layers, rows: int) -> Iterator[Row]:
     x = filled(rows, layers.shape[0])
     calls: dict[object, Callable] = {
-        "dense": partial(_call, dense_module(*layers.dense[0]), x),
+        "dense": partial(call_module, dense_module(*layers.dense[0]), x),
         "own": partial(own_linear, x, *layers.dense[0]),
     }
     for rank, (factors,) in layers.factors.items():
-        calls["two", rank] = partial(_call, two_modules(*factors), x)
-        calls["lath", rank] = partial(_call, thin_module(*factors).eval(), x)
+        calls["two", rank] = partial(call_module, two_modules(*factors), x)
+        calls["lath", rank] = partial(call_module, thin_module(*factors).eval(), x)
         frozen = thin_module(*factors).eval()
         if frozen.freeze():
-            calls["frozen", rank] = partial(_call, frozen, x)
+            calls["frozen", rank] = partial(call_module, frozen, x)
     timings = context.compare(f"plan {label(layers.shape)}, {rows} rows", calls)
     case = Case("plan", layers, "hot", rows)
     for row in rows_of(context, case, timings, dict.fromkeys(layers.ranks, PLAN_GOAL)):
@@ -103,10 +98,10 @@ def compiled(context: Context) -> Iterator[Row]:
                 context.notes.append(f"compiled {label(shape)}, {rows} rows: {type(error).__name__}: {reason}")
                 continue
             calls = {
-                "dense": partial(_call, dense, x),
+                "dense": partial(call_module, dense, x),
                 "own": partial(own_linear, x, *layers.dense[0]),
                 ("two", rank): partial(two, x),
-                ("lath", rank): partial(_call, thin_module(*factors).eval(), x),
+                ("lath", rank): partial(call_module, thin_module(*factors).eval(), x),
             }
             with torch.no_grad():
                 timings = context.compare(f"compiled {label(shape)}, {rows} rows", calls)
@@ -259,7 +254,11 @@ def overhead(context: Context) -> Iterator[Row]:
         return torch.autograd.grad(module(x), tuple(module.parameters()), dy)
 
     dy = filled(8, 8)
-    calls = {"dense": partial(_call, dense, x), "two": partial(_call, two, x), "lath": partial(_call, thin, x)}
+    calls = {
+        "dense": partial(call_module, dense, x),
+        "two": partial(call_module, two, x),
+        "lath": partial(call_module, thin, x),
+    }
     with torch.no_grad():
         timings = {"module(x)": context.compare("overhead of module(x)", calls)}
         calls = {"dense": partial(functional.linear, x, *layers.dense[0]), "lath": partial(raw, x, *factors, none)}

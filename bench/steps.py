@@ -12,7 +12,7 @@ import lath
 import torch
 from cases import Case, label, own_linear, ranks, rows_of
 from context import Context
-from layers import Layers, contenders, filled, kept_results, round_robin
+from layers import Layers, Product, contenders, filled, kept_results, round_robin
 from measure import Contender, Timing
 from rows import Goal, Row
 from torch import Tensor
@@ -22,8 +22,14 @@ LARGE_STEP = 1 << 35  # multiply-adds: a dense step beyond takes a second, and i
 FEW_ROWS = 16
 
 
-def _two(x: Tensor, weight_v: Tensor, weight_u: Tensor, bias: Tensor) -> Tensor:
+def two_products(x: Tensor, weight_v: Tensor, weight_u: Tensor, bias: Tensor) -> Tensor:
     return functional.linear(functional.linear(x, weight_v), weight_u, bias)
+
+
+def gradients(product: Product, x: Tensor, dy: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """Of x and of the weights that require one."""
+    wanted = [operand for operand in (x, *weights) if operand.requires_grad]
+    return torch.autograd.grad(product(x, *weights), wanted, dy)
 
 
 def _goal(rank: int) -> Goal | None:
@@ -49,18 +55,14 @@ def _time_gradients(context: Context, case: Case) -> dict[object, Timing]:
     n_in, n_out = case.layers.shape
     x, dy = filled(case.rows, n_in).requires_grad_(), filled(case.rows, n_out)
     kept = kept_results(context, case.mode, (case.rows, n_in), (n_out, n_in))
-
-    def gradients(product, *weights):
-        return torch.autograd.grad(product(x, *weights), (x, *weights), dy)
-
     calls = contenders(
         case.layers,
         case.mode,
         kept,
-        dense=partial(gradients, functional.linear),
+        dense=partial(gradients, functional.linear, x, dy),
         own=torch.no_grad()(partial(own_linear, x.detach())),
-        two=partial(gradients, _two),
-        thin=partial(gradients, lath.ops.lowrank_linear),
+        two=partial(gradients, two_products, x, dy),
+        thin=partial(gradients, lath.ops.lowrank_linear, x, dy),
     )
     what = f"training {label(case.layers.shape)}, {case.rows} rows, {case.mode}"
     return context.compare(what, calls, hot=case.mode == "hot")
@@ -116,6 +118,6 @@ def training_few_rows(context: Context) -> Iterator[Row]:
 def _trainers(layers: Layers, count: int, x: Tensor, dy: Tensor) -> dict[object, Trainer]:
     trainers: dict[object, Trainer] = {"dense": Trainer(functional.linear, layers.dense[:count], x, dy)}
     for rank, factors in layers.factors.items():
-        trainers["two", rank] = Trainer(_two, factors[:count], x, dy)
+        trainers["two", rank] = Trainer(two_products, factors[:count], x, dy)
         trainers["lath", rank] = Trainer(lath.ops.lowrank_linear, factors[:count], x, dy)
     return trainers

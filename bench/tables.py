@@ -108,6 +108,43 @@ SECTIONS = {
         "less the gradients that are returned. Goal: those of y, c and both thin intermediates, 2 h + ranks. In memory "
         "mode the gates are formed again.",
     ),
+    "oialr-training": Section(
+        "Layers in orthogonal bases, training step",
+        "Forward, dx and the gradients of what trains: F.linear, and lath.ops.oialr_linear, whose bases are frozen. "
+        "MACs of lath: one factor after the other, 2 rank (in + out) + 3 rank^2 a row, or the formed weight. Ranks of "
+        "416 and 720 and more are above break-even. share/own: lath's dense step is taken as three forward products.",
+    ),
+    "oialr-inference": Section(
+        "Layers in orthogonal bases, inference",
+        "nn.Linear against OIALRLinear after freeze(), which keeps two factors or the dense weight, module(x) under "
+        "inference_mode.",
+    ),
+    "oialr-conv": Section(
+        "Convolutions in orthogonal bases, batch 16",
+        "nn.Conv2d against OIALRConv2d, 3x3, each contender in its better memory format; inference after freeze(). "
+        "MACs as torch counts them in its own operators.",
+    ),
+    "oialr-attention": Section(
+        "Self-attention in orthogonal bases",
+        "nn.MultiheadAttention against OIALRMultiheadAttention, 2 images of 197 tokens, no weights returned; inference "
+        "after freeze(). MACs as torch counts them, scores and sums of attention included.",
+    ),
+    "oialr-model": Section(
+        "Whole models in orthogonal bases, 32x32, at ranks / 8",
+        "A ViT of 6 layers, 384 wide, with 65 tokens, and ResNet-18; first and last layer dense. The step includes the "
+        "SGD update. MACs as above.",
+    ),
+    "oialr-memory": Section(
+        "Layers in orthogonal bases, what is kept for the backward pass",
+        "Numbers a row of x, or a place of y of a convolution, that autograd keeps beside weights. Goal: the rank; of "
+        "a convolution also the product of u and s, once a layer.",
+    ),
+    "oialr-update": Section(
+        "Basis updates",
+        "dense: a training step of the converted layer at 1024 rows, of the converted model at batch 16; lath: the "
+        "update of all of its bases by lath.OIALRController, with the state of AdamW. A model is to take less than 20 "
+        "steps.",
+    ),
     "model": Section(
         "A whole model: 784-1024-1024-10",
         "Rank an eighth of min(in, out), last layer dense. The step includes the SGD update.",
@@ -143,6 +180,16 @@ def _plain(goal: Goal | None) -> str:
     return f"{goal.floor:g}/{goal.target:g}" if goal else ""
 
 
+def _theirs(row: Row) -> str:
+    """Goals for rivals, with the name of the rival where it is not all of them."""
+    names = (goal.quantity.removeprefix("vs ").replace("rivals", "") for goal in row.rival_goals)
+    return ", ".join(f"{_plain(goal)} {name}".rstrip() for goal, name in zip(row.rival_goals, names, strict=True))
+
+
+def _in_steps(row: Row) -> str:
+    return _ratio(row.lath / row.baseline) if row.section == "oialr-update" else ""
+
+
 # Heading to the text of a row, in the order of the table. A column that is empty for all rows of a table is left out.
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "case": lambda row: row.case,
@@ -164,6 +211,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "bound": lambda row: (
         "" if row.bound_share is None else f"{row.bound_share:.2f}{'t' if row.traffic_limited else ''}"
     ),
+    "in steps": _in_steps,
     "dense floats": lambda row: _whole(row.dense_floats),
     "floats": lambda row: _whole(row.floats),
     "a further": lambda row: _whole(row.more_floats),
@@ -176,7 +224,9 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "vs torch": lambda row: _ratio(row.versus("torch")),
     "vs loop": lambda row: _ratio(row.versus("loop")),
     "vs proj.": lambda row: _ratio(row.versus("projected")),
-    "their goal": lambda row: _plain(row.rival_goal),
+    "vs recomp.": lambda row: _ratio(row.versus("recompose")),
+    "vs factors": lambda row: _ratio(row.versus("factors")),
+    "their goal": _theirs,
     "their ok?": lambda row: row.rival_verdict,
     "": lambda row: "~" if row.disturbed else "",
 }
@@ -196,8 +246,13 @@ bound         the share of a call that takes max(multiply-adds / peak, bytes / b
 vs two        time of two nn.Linear or nn.Conv2d of the same rank over lath's
 vs loop       time of an LSTM as a loop compiled by TorchScript over lath's; vs proj.: of nn.LSTM with projections;
               their ok?: for the lesser of both
+vs recomp.    time of a layer in an orthogonal basis that forms its weight in every call, as the public code of the
+              method does, over lath's; vs factors: of its three factors, applied by torch; their ok?: in the order of
+              their goals
+in steps      time of a basis update over that of a training step
 tokens/s      steps of all samples of an LSTM, per second of lath
-floats        peak memory of a training step of an LSTM, in numbers a token and layer; dense floats: of nn.LSTM;
+floats        peak memory of a training step of an LSTM, or what other layers keep for their backward pass, in numbers
+              a token or row and layer; dense floats: of the dense layer;
               a further: what one more token takes
 goal          floor/target
 ok?           target, floor (accepted) or below: for the share, or else vs two, the speed-up or microseconds;
@@ -255,9 +310,11 @@ def summary(rows: Iterable[Row]) -> list[list[str]]:
         for row in found:
             quantities.setdefault(row.goal.quantity if row.goal else "", []).append(row)
         lines += [_summary_line(name, quantity, judged) for quantity, judged in quantities.items()]
-        rivalled = [row.replace(goal=row.rival_goal) for row in found if row.rival_goal]
-        if rivalled:
-            lines.append(_summary_line(name, "vs rivals", rivalled))
+        rivalled: dict[str, list[Row]] = {}
+        for row in found:
+            for goal in row.rival_goals:
+                rivalled.setdefault(goal.quantity, []).append(row.replace(goal=goal, own=None, two=None))
+        lines += [_summary_line(name, quantity, judged) for quantity, judged in rivalled.items()]
     return lines
 
 

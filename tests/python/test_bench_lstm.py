@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
-import csv
-import functools
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from benching import ROOT, bench_modules, read, run_benchmark
 from lath.nn import LowRankLSTM
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = {"batch": 2, "steps": 3, "n_in": 5, "hidden": 32, "layers": 2, "rank": 4}
 
 pytestmark = [
@@ -26,16 +23,8 @@ pytestmark = [
 
 @pytest.fixture(autouse=True, scope="module")
 def _bench_modules():
-    """The modules of bench/ can be imported, and are gone afterwards: some of examples/ have the same names."""
-    names = {path.stem for path in (ROOT / "bench").glob("*.py")}
-    others = {name: sys.modules.pop(name) for name in names & set(sys.modules)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "examples"))
-        patch.syspath_prepend(str(ROOT / "bench"))
+    with bench_modules():
         yield
-    for name in names:
-        sys.modules.pop(name, None)
-    sys.modules.update(others)
 
 
 @pytest.fixture
@@ -166,7 +155,7 @@ def test_rows_survive_json(lstm):
 
     row = Row(
         section="lstm-forward", case="x", mode="", rows=None, rank=4, threads=1, isa="avx2", baseline=3.0, lath=1.0,
-        tokens=8, rivals={"loop": 2.0, "projected": 4.0}, rival_goal=Goal("vs rivals", 1.3, 2.5),
+        tokens=8, rivals={"loop": 2.0, "projected": 4.0}, rival_goals=(Goal("vs rivals", 1.3, 2.5),),
     )  # fmt: skip
     again = Row.from_dict(json.loads(json.dumps(row.as_dict())))
     assert again == row
@@ -188,32 +177,6 @@ def small(lstm, monkeypatch):
         monkeypatch.setattr(lstm, name, case)
     monkeypatch.setattr(lstm_memory, "CASES", (case,))
     return case
-
-
-@functools.cache
-def described():
-    """This machine; one measurement of its limits is enough for all tests."""
-    import machine
-
-    return machine.describe(0.001)
-
-
-def run_benchmark(monkeypatch, folder: Path, *arguments: str) -> None:
-    import run
-
-    found = described()
-    monkeypatch.setattr(run.machine, "describe", lambda seconds: found)
-    monkeypatch.setattr(sys, "argv", ["run.py", "--seconds", "0", "--out", str(folder), *arguments])
-    threads = torch.get_num_threads()
-    try:
-        run.main()
-    finally:
-        torch.set_num_threads(threads)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_the_group_has_all_its_sections():
