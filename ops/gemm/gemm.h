@@ -83,6 +83,26 @@ struct lath_gemm {
   float *scratch;
 };
 
+/* C (m, n) = A B, A B^T or A^T B, in the letters of BLAS: B (k, n), or (n, k) rows in memory; A (m, k), or (k, m). Without a bias. */
+static inline struct lath_gemm lath_gemm_nn(int64_t m, int64_t n, int64_t k, const float *a, int64_t s_a, const float *b,
+                                            int64_t s_b, float *c, int64_t s_c) {
+  return (struct lath_gemm){.m = m, .n = n, .k = k, .a = a, .s_a = s_a, .b = b, .s_b = s_b, .c = c, .s_c = s_c};
+}
+
+static inline struct lath_gemm lath_gemm_nt(int64_t m, int64_t n, int64_t k, const float *a, int64_t s_a, const float *b,
+                                            int64_t s_b, float *c, int64_t s_c) {
+  struct lath_gemm gemm = lath_gemm_nn(m, n, k, a, s_a, b, s_b, c, s_c);
+  gemm.b_transposed = 1;
+  return gemm;
+}
+
+static inline struct lath_gemm lath_gemm_tn(int64_t m, int64_t n, int64_t k, const float *a, int64_t s_a, const float *b,
+                                            int64_t s_b, float *c, int64_t s_c) {
+  struct lath_gemm gemm = lath_gemm_nn(m, n, k, a, s_a, b, s_b, c, s_c);
+  gemm.a_order = LATH_A_COLUMNS;
+  return gemm;
+}
+
 /* Needs m, n, k, a_order and b_transposed; a temporary of the arena that the next product may use again: pass a copy. */
 void lath_gemm_take(struct lath_gemm *gemm, const struct lath_host *host, struct lath_arena *arena);
 lath_status lath_gemm_run(struct lath_gemm *gemm, const struct lath_host *host);

@@ -2,7 +2,6 @@
  * conv_reference.c - the `_ref` twins of the low-rank convolution. They are the oracle of the tests and the path of F64. */
 #include <string.h>
 
-#include "core/bf16.h"
 #include "core/check.h"
 #include "lowrank/conv.h"
 
@@ -32,26 +31,8 @@ static int64_t window_of(const struct lath_lowrank_conv2d *a, const struct lath_
   return s->in * s->first.taps * a->kernel_w;
 }
 
-#define T float
-#define SUM float
-#define GET(e) ((double)(e))
-#define PUT(d) ((float)(d))
-#define NAME(x) x##_f32
-#include "lowrank/conv_reference.inc"
-
-#define T double
-#define SUM double
-#define GET(e) (e)
-#define PUT(d) (d)
-#define NAME(x) x##_f64
-#include "lowrank/conv_reference.inc"
-
-#define T uint16_t
-#define SUM float
-#define GET(e) ((double)lath_bf16_to_f32(e))
-#define PUT(d) lath_f32_to_bf16((float)(d))
-#define NAME(x) x##_bf16
-#include "lowrank/conv_reference.inc"
+#define LOOPS "lowrank/conv_reference.inc"
+#include "core/every_type.inc"
 
 /* ---- workspace ----------------------------------------------------------------------------------------------------------------------- */
 

@@ -31,55 +31,22 @@ static struct frobenius prepare(const struct lath_frobenius *a, struct lath_aren
 
 static struct lath_gemm form_gram_v(const struct frobenius *f) {
   const struct lath_frobenius *a = f->a;
-  return (struct lath_gemm){.m = a->rank,
-                            .n = a->rank,
-                            .k = a->in,
-                            .a = f->v,
-                            .s_a = f->s_v,
-                            .b = f->v,
-                            .s_b = f->s_v,
-                            .b_transposed = 1,
-                            .c = a->gram_v,
-                            .s_c = a->rank};
+  return lath_gemm_nt(a->rank, a->rank, a->in, f->v, f->s_v, f->v, f->s_v, a->gram_v, a->rank);
 }
 
 static struct lath_gemm form_gram_u(const struct frobenius *f) {
   const struct lath_frobenius *a = f->a;
-  return (struct lath_gemm){.m = a->rank,
-                            .n = a->rank,
-                            .k = a->out,
-                            .a = f->u,
-                            .s_a = f->s_u,
-                            .a_order = LATH_A_COLUMNS,
-                            .b = f->u,
-                            .s_b = f->s_u,
-                            .c = a->gram_u,
-                            .s_c = a->rank};
+  return lath_gemm_tn(a->rank, a->rank, a->out, f->u, f->s_u, f->u, f->s_u, a->gram_u, a->rank);
 }
 
 static struct lath_gemm form_du(const struct frobenius *f) {
   const struct lath_frobenius *a = f->a;
-  return (struct lath_gemm){.m = a->out,
-                            .n = a->rank,
-                            .k = a->rank,
-                            .a = f->u,
-                            .s_a = f->s_u,
-                            .b = f->gram,
-                            .s_b = a->rank,
-                            .c = f->du,
-                            .s_c = a->rank};
+  return lath_gemm_nn(a->out, a->rank, a->rank, f->u, f->s_u, f->gram, a->rank, f->du, a->rank);
 }
 
 static struct lath_gemm form_dv(const struct frobenius *f) {
   const struct lath_frobenius *a = f->a;
-  return (struct lath_gemm){
-      .m = a->rank, .n = a->in, .k = a->rank, .a = f->gram, .s_a = a->rank, .b = f->v, .s_b = f->s_v, .c = f->dv, .s_c = a->in};
-}
-
-static lath_status multiply(const struct frobenius *f, const struct lath_host *host, struct lath_gemm gemm) {
-  struct lath_arena arena = f->rest;
-  lath_gemm_take(&gemm, host, &arena);
-  return lath_gemm_run(&gemm, host);
+  return lath_gemm_nn(a->rank, a->in, a->rank, f->gram, a->rank, f->v, f->s_v, f->dv, a->in);
 }
 
 lath_status lath_frobenius_workspace(const struct lath_frobenius *a, const struct lath_host *host, size_t *bytes) {
@@ -89,12 +56,8 @@ lath_status lath_frobenius_workspace(const struct lath_frobenius *a, const struc
   LATH_TRY(lath_check_extents((const int64_t[]){a->rank, a->rank, a->out}, 3));
   struct lath_arena arena = lath_arena_on(NULL);
   const struct frobenius f = prepare(a, &arena);
-  struct lath_gemm products[] = {form_gram_v(&f), form_gram_u(&f), form_du(&f), form_dv(&f)};
-  for (int i = 0; i < 4; i++) {
-    struct lath_arena one = f.rest;
-    lath_gemm_take(&products[i], host, &one);
-    lath_arena_cover(&arena, &one);
-  }
+  const struct lath_gemm products[] = {form_gram_v(&f), form_gram_u(&f), form_du(&f), form_dv(&f)};
+  for (int i = 0; i < 4; i++) lath_gemm_reserve(products[i], host, f.rest, &arena);
   return lath_arena_bytes(&arena, 0, bytes);
 }
 
@@ -115,8 +78,8 @@ lath_status lath_frobenius(const struct lath_frobenius *a, const struct lath_hos
   struct frobenius f;
   LATH_TRY(begin(&f, a, host, 0));
   if (a->dtype == LATH_F64) return lath_frobenius_ref(a);
-  LATH_TRY(multiply(&f, host, form_gram_v(&f)));
-  LATH_TRY(multiply(&f, host, form_gram_u(&f)));
+  LATH_TRY(lath_gemm_in(form_gram_v(&f), host, f.rest));
+  LATH_TRY(lath_gemm_in(form_gram_u(&f), host, f.rest));
   double value = 0.0;
   const float *gram_v = a->gram_v, *gram_u = a->gram_u;
   for (int64_t i = 0; i < a->rank * a->rank; i++) value += (double)gram_v[i] * (double)gram_u[i];
@@ -135,12 +98,12 @@ lath_status lath_frobenius_backward(const struct lath_frobenius *a, const struct
   if (a->dtype == LATH_F64) return lath_frobenius_backward_ref(a);
   if (a->du) {
     scale_gram(&f, a->gram_v);
-    LATH_TRY(multiply(&f, host, form_du(&f)));
+    LATH_TRY(lath_gemm_in(form_du(&f), host, f.rest));
     lath_from_float(a->dtype, a->out, a->rank, f.du, a->du, a->rank);
   }
   if (a->dv) {
     scale_gram(&f, a->gram_u);
-    LATH_TRY(multiply(&f, host, form_dv(&f)));
+    LATH_TRY(lath_gemm_in(form_dv(&f), host, f.rest));
     lath_from_float(a->dtype, a->rank, a->in, f.dv, a->dv, a->in);
   }
   return LATH_OK;

@@ -26,78 +26,35 @@ struct merged {
 
 static struct lath_gemm form_w(const struct merged *m) {
   const struct lath_lowrank_linear *a = m->a;
-  return (struct lath_gemm){.m = a->out,
-                            .n = a->in,
-                            .k = a->rank,
-                            .a = m->weights.u,
-                            .s_a = m->weights.s_u,
-                            .b = m->weights.v,
-                            .s_b = m->weights.s_v,
-                            .c = m->w,
-                            .s_c = a->in};
+  const struct lath_lowrank_weights *w = &m->weights;
+  return lath_gemm_nn(a->out, a->in, a->rank, w->u, w->s_u, w->v, w->s_v, m->w, a->in);
 }
 
 static struct lath_gemm apply_w(const struct merged *m, const float *x, int64_t s_x, float *y, int64_t s_y) {
   const struct lath_lowrank_linear *a = m->a;
-  return (struct lath_gemm){.m = a->rows,
-                            .n = a->out,
-                            .k = a->in,
-                            .a = x,
-                            .s_a = s_x,
-                            .b = m->w,
-                            .s_b = a->in,
-                            .b_transposed = 1,
-                            .bias = m->shift,
-                            .c = y,
-                            .s_c = s_y};
+  struct lath_gemm gemm = lath_gemm_nt(a->rows, a->out, a->in, x, s_x, m->w, a->in, y, s_y);
+  gemm.bias = m->shift;
+  return gemm;
 }
 
 static struct lath_gemm form_dx(const struct merged *m, const float *dy, int64_t s_dy, float *dx, int64_t s_dx) {
   const struct lath_lowrank_linear *a = m->a;
-  return (struct lath_gemm){
-      .m = a->rows, .n = a->in, .k = a->out, .a = dy, .s_a = s_dy, .b = m->w, .s_b = a->in, .c = dx, .s_c = s_dx};
+  return lath_gemm_nn(a->rows, a->in, a->out, dy, s_dy, m->w, a->in, dx, s_dx);
 }
 
 static struct lath_gemm form_dw(const struct merged *m, const float *dy, int64_t s_dy, const float *x, int64_t s_x) {
   const struct lath_lowrank_linear *a = m->a;
-  return (struct lath_gemm){.m = a->out,
-                            .n = a->in,
-                            .k = a->rows,
-                            .a = dy,
-                            .s_a = s_dy,
-                            .a_order = LATH_A_COLUMNS,
-                            .b = x,
-                            .s_b = s_x,
-                            .c = m->dw,
-                            .s_c = a->in};
+  return lath_gemm_tn(a->out, a->in, a->rows, dy, s_dy, x, s_x, m->dw, a->in);
 }
 
 static struct lath_gemm form_du(const struct merged *m) {
   const struct lath_lowrank_linear *a = m->a;
-  return (struct lath_gemm){.m = a->out,
-                            .n = a->rank,
-                            .k = a->in,
-                            .a = m->dw,
-                            .s_a = a->in,
-                            .b = m->weights.v,
-                            .s_b = m->weights.s_v,
-                            .b_transposed = 1,
-                            .c = m->du,
-                            .s_c = a->rank};
+  return lath_gemm_nt(a->out, a->rank, a->in, m->dw, a->in, m->weights.v, m->weights.s_v, m->du, a->rank);
 }
 
 static struct lath_gemm form_dv(const struct merged *m) {
   const struct lath_lowrank_linear *a = m->a;
-  return (struct lath_gemm){.m = a->rank,
-                            .n = a->in,
-                            .k = a->out,
-                            .a = m->weights.u,
-                            .s_a = m->weights.s_u,
-                            .a_order = LATH_A_COLUMNS,
-                            .b = m->dw,
-                            .s_b = a->in,
-                            .c = m->dv,
-                            .s_c = a->in};
+  return lath_gemm_tn(a->rank, a->in, a->out, m->weights.u, m->weights.s_u, m->dw, a->in, m->dv, a->in);
 }
 
 /* ---- forward ------------------------------------------------------------------------------------------------------------------------ */

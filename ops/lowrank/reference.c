@@ -1,30 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * reference.c - the `_ref` twins of the low-rank family. They are the oracle of the tests and the path of F64. */
-#include "core/bf16.h"
 #include "core/check.h"
 #include "core/integers.h"
 #include "lowrank/lowrank.h"
 
-#define T float
-#define SUM float
-#define GET(e) ((double)(e))
-#define PUT(d) ((float)(d))
-#define NAME(x) x##_f32
-#include "lowrank/reference.inc"
-
-#define T double
-#define SUM double
-#define GET(e) (e)
-#define PUT(d) (d)
-#define NAME(x) x##_f64
-#include "lowrank/reference.inc"
-
-#define T uint16_t
-#define SUM float
-#define GET(e) ((double)lath_bf16_to_f32(e))
-#define PUT(d) lath_f32_to_bf16((float)(d))
-#define NAME(x) x##_bf16
-#include "lowrank/reference.inc"
+#define LOOPS "lowrank/reference.inc"
+#include "core/every_type.inc"
 
 size_t lath_lowrank_reference_bytes(const struct lath_lowrank_linear *a) {
   return 2 * sizeof(double) * (size_t)lath_larger(a->rank, a->rows) + _Alignof(double);

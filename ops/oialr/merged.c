@@ -29,121 +29,47 @@ static int left_is_smaller(const struct merged *m) { return m->a->out <= m->a->i
 static struct lath_gemm fold(const struct merged *m) {
   const struct lath_oialr_linear *a = m->a;
   const struct lath_oialr_weights *w = &m->weights;
-  if (left_is_smaller(m))
-    return (struct lath_gemm){.m = a->out,
-                              .n = a->rank,
-                              .k = a->rank,
-                              .a = w->u,
-                              .s_a = w->s_u,
-                              .b = w->s,
-                              .s_b = w->s_s,
-                              .c = m->half,
-                              .s_c = a->rank};
-  return (struct lath_gemm){
-      .m = a->rank, .n = a->in, .k = a->rank, .a = w->s, .s_a = w->s_s, .b = w->vh, .s_b = w->s_vh, .c = m->half, .s_c = a->in};
+  return left_is_smaller(m) ? lath_gemm_nn(a->out, a->rank, a->rank, w->u, w->s_u, w->s, w->s_s, m->half, a->rank)
+                            : lath_gemm_nn(a->rank, a->in, a->rank, w->s, w->s_s, w->vh, w->s_vh, m->half, a->in);
 }
 
 static struct lath_gemm form_w(const struct merged *m) {
   const struct lath_oialr_linear *a = m->a;
   const struct lath_oialr_weights *w = &m->weights;
-  const int left = left_is_smaller(m);
-  return (struct lath_gemm){.m = a->out,
-                            .n = a->in,
-                            .k = a->rank,
-                            .a = left ? m->half : w->u,
-                            .s_a = left ? a->rank : w->s_u,
-                            .b = left ? w->vh : m->half,
-                            .s_b = left ? w->s_vh : a->in,
-                            .c = m->w,
-                            .s_c = a->in};
+  return left_is_smaller(m) ? lath_gemm_nn(a->out, a->in, a->rank, m->half, a->rank, w->vh, w->s_vh, m->w, a->in)
+                            : lath_gemm_nn(a->out, a->in, a->rank, w->u, w->s_u, m->half, a->in, m->w, a->in);
 }
 
 static struct lath_gemm apply_w(const struct merged *m, const float *x, int64_t s_x, float *y, int64_t s_y) {
   const struct lath_oialr_linear *a = m->a;
-  return (struct lath_gemm){.m = a->rows,
-                            .n = a->out,
-                            .k = a->in,
-                            .a = x,
-                            .s_a = s_x,
-                            .b = m->w,
-                            .s_b = a->in,
-                            .b_transposed = 1,
-                            .bias = m->weights.bias,
-                            .c = y,
-                            .s_c = s_y};
+  struct lath_gemm gemm = lath_gemm_nt(a->rows, a->out, a->in, x, s_x, m->w, a->in, y, s_y);
+  gemm.bias = m->weights.bias;
+  return gemm;
 }
 
 static struct lath_gemm form_dx(const struct merged *m, const float *dy, int64_t s_dy, float *dx, int64_t s_dx) {
   const struct lath_oialr_linear *a = m->a;
-  return (struct lath_gemm){
-      .m = a->rows, .n = a->in, .k = a->out, .a = dy, .s_a = s_dy, .b = m->w, .s_b = a->in, .c = dx, .s_c = s_dx};
+  return lath_gemm_nn(a->rows, a->in, a->out, dy, s_dy, m->w, a->in, dx, s_dx);
 }
 
 static struct lath_gemm form_dw(const struct merged *m, const float *dy, int64_t s_dy, const float *x, int64_t s_x) {
   const struct lath_oialr_linear *a = m->a;
-  return (struct lath_gemm){.m = a->out,
-                            .n = a->in,
-                            .k = a->rows,
-                            .a = dy,
-                            .s_a = s_dy,
-                            .a_order = LATH_A_COLUMNS,
-                            .b = x,
-                            .s_b = s_x,
-                            .c = m->w,
-                            .s_c = a->in};
+  return lath_gemm_tn(a->out, a->in, a->rows, dy, s_dy, x, s_x, m->w, a->in);
 }
 
 /* dw vh^T (out, rank), or u^T dw (rank, in). */
 static struct lath_gemm project_dw(const struct merged *m) {
   const struct lath_oialr_linear *a = m->a;
   const struct lath_oialr_weights *w = &m->weights;
-  if (left_is_smaller(m))
-    return (struct lath_gemm){.m = a->out,
-                              .n = a->rank,
-                              .k = a->in,
-                              .a = m->w,
-                              .s_a = a->in,
-                              .b = w->vh,
-                              .s_b = w->s_vh,
-                              .b_transposed = 1,
-                              .c = m->half,
-                              .s_c = a->rank};
-  return (struct lath_gemm){.m = a->rank,
-                            .n = a->in,
-                            .k = a->out,
-                            .a = w->u,
-                            .s_a = w->s_u,
-                            .a_order = LATH_A_COLUMNS,
-                            .b = m->w,
-                            .s_b = a->in,
-                            .c = m->half,
-                            .s_c = a->in};
+  return left_is_smaller(m) ? lath_gemm_nt(a->out, a->rank, a->in, m->w, a->in, w->vh, w->s_vh, m->half, a->rank)
+                            : lath_gemm_tn(a->rank, a->in, a->out, w->u, w->s_u, m->w, a->in, m->half, a->in);
 }
 
 static struct lath_gemm form_ds(const struct merged *m) {
   const struct lath_oialr_linear *a = m->a;
   const struct lath_oialr_weights *w = &m->weights;
-  if (left_is_smaller(m))
-    return (struct lath_gemm){.m = a->rank,
-                              .n = a->rank,
-                              .k = a->out,
-                              .a = w->u,
-                              .s_a = w->s_u,
-                              .a_order = LATH_A_COLUMNS,
-                              .b = m->half,
-                              .s_b = a->rank,
-                              .c = m->ds,
-                              .s_c = a->rank};
-  return (struct lath_gemm){.m = a->rank,
-                            .n = a->rank,
-                            .k = a->in,
-                            .a = m->half,
-                            .s_a = a->in,
-                            .b = w->vh,
-                            .s_b = w->s_vh,
-                            .b_transposed = 1,
-                            .c = m->ds,
-                            .s_c = a->rank};
+  return left_is_smaller(m) ? lath_gemm_tn(a->rank, a->rank, a->out, w->u, w->s_u, m->half, a->rank, m->ds, a->rank)
+                            : lath_gemm_nt(a->rank, a->rank, a->in, m->half, a->in, w->vh, w->s_vh, m->ds, a->rank);
 }
 
 /* ---- forward ------------------------------------------------------------------------------------------------------------------------ */

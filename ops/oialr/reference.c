@@ -1,29 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  * reference.c - the `_ref` twins of the OIALR family. They are the oracle of the tests and the path of F64. */
-#include "core/bf16.h"
 #include "core/check.h"
 #include "oialr/oialr.h"
 
-#define T float
-#define SUM float
-#define GET(e) ((double)(e))
-#define PUT(d) ((float)(d))
-#define NAME(x) x##_f32
-#include "oialr/reference.inc"
-
-#define T double
-#define SUM double
-#define GET(e) (e)
-#define PUT(d) (d)
-#define NAME(x) x##_f64
-#include "oialr/reference.inc"
-
-#define T uint16_t
-#define SUM float
-#define GET(e) ((double)lath_bf16_to_f32(e))
-#define PUT(d) lath_f32_to_bf16((float)(d))
-#define NAME(x) x##_bf16
-#include "oialr/reference.inc"
+#define LOOPS "oialr/reference.inc"
+#include "core/every_type.inc"
 
 /* ds in double, and one row of each of three intermediates. */
 size_t lath_oialr_reference_bytes(const struct lath_oialr_linear *a) {
