@@ -392,6 +392,15 @@ def test_a_basis_that_has_hardly_turned_is_left():
     assert torch.equal(second.s, before[2])
 
 
+def test_the_update_at_conversion_truncates_whatever_the_stability():
+    net = mlp(8, 8)
+    with_spectrum(net[0], STEEP)
+    controller = controlled(net, stability=0.5)
+    idle(controller, 3)
+    assert controller.ranks == {"0": 4}
+    assert controller.stabilities == pytest.approx({"0": 1.0})
+
+
 def test_turning_adds_up_until_the_basis_follows():
     net = mlp(8, 8)
     controller = controlled(net, cutoff=1e-12, stability=0.98)
@@ -753,12 +762,16 @@ def test_an_optimizer_without_a_weight_is_found_out_before_anything_changes():
     controller = controlled(net, optimizer, delay=2)
     train(net, optimizer, batches(1, 4, 8, 8), controller)
     before, state = list(net.modules()), copy.deepcopy(optimizer.state_dict())
+    loaded = []
+    net[0].register_load_state_dict_pre_hook(lambda module, *_: loaded.append(module))
     for _ in range(2):
         with pytest.raises(RuntimeError, match=r"does not hold 2\.weight, so nothing would train"):
             controller.step()
         assert controller.steps == 1
     assert all(a is b for a, b in zip(before, net.modules(), strict=True))
     assert optimizer.state_dict()["state"].keys() == state["state"].keys()
+    net.load_state_dict(net.state_dict())
+    assert loaded == [net[0]]
     net[2].weight.requires_grad_(False)
     assert controller.step()
 

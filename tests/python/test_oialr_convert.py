@@ -390,13 +390,18 @@ def test_report_counts_bases_and_what_trains():
     assert lath.report(model)["0"].trainable == 0
 
 
-@pytest.mark.parametrize(("rank", "kernel"), [(4, "factored"), (20, "merged")])
-def test_report_of_a_run(rank, kernel):
+@pytest.mark.parametrize(
+    ("rows", "rank", "kernel", "macs"),
+    [
+        (7, 4, "chained", 7 * (4 * 50 + 4**2)),
+        (200, 4, "folded", 200 * 4 * 50 + 30 * 4**2),
+        (200, 20, "merged", 200 * 600 + 20 * 600 + 20 * 20**2),
+    ],
+)
+def test_report_of_a_run(rows, rank, kernel, macs):
     model = nn.Sequential(OIALRLinear(20, 30, rank))
-    row = lath.report(model, torch.randn(7, 20))["0"]
-    once = 30 * rank**2 + (30 * rank * 20 if kernel == "merged" else 0)
-    assert (row.rows, row.kernel, row.dense_macs) == (7, kernel, 7 * 600)
-    assert row.macs == 7 * (rank * 50 if kernel == "factored" else 600) + once
+    row = lath.report(model, torch.randn(rows, 20))["0"]
+    assert (row.rows, row.kernel, row.macs, row.dense_macs) == (rows, kernel, macs, rows * 600)
 
 
 @pytest.mark.parametrize(("sources", "rows"), [(1, 5), (2, 5 + 7), (3, 5 + 7 + 7)])

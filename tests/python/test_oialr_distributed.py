@@ -221,3 +221,38 @@ def test_a_resumed_run_goes_on_in_both():
     """
     first, second = two(code)
     assert first == second
+
+
+def test_sharding_of_converted_layers():
+    """FSDP2 at fixed ranks: the losses are those of one process with both halves of each batch."""
+    code = """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    def build():
+        net = mlp(8, 16, 16, 4)
+        lath.convert(net, lath.OIALR(rank_ratio=0.5, keep_last=False))
+        return net
+    def run(net, mine):
+        optimizer = optim.AdamW(net.parameters(), 0.01)
+        losses = []
+        for x, y in batches(30, 16, 8, 4):
+            x, y = (x[rank::2], y[rank::2]) if mine else (x, y)
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(net(x), y)
+            loss.backward()
+            optimizer.step()
+            total = loss.detach().clone()
+            if mine:
+                distributed.all_reduce(total)
+            losses.append(total / (2 if mine else 1))
+        return torch.stack(losses)
+    net, mesh = build(), init_device_mesh("cpu", (2,))
+    for layer in net[::2]:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(net, mesh=mesh)
+    assert type(net[0].weight_s.data).__name__ == "DTensor"
+    losses = run(net, True)
+    torch.testing.assert_close(losses, run(build(), False))
+    print((losses[-5:].mean() < losses[:5].mean()).item())
+    """
+    assert two(code) == ["True", "True"]

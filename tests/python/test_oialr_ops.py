@@ -154,3 +154,15 @@ def test_bad_arguments():
     dx, ds, d_bias = backward(dy, none, vh, s, u, none, 5)  # neither x nor t is needed for these
     torch.testing.assert_close((dx, d_bias), (dy @ u @ s @ vh, dy.sum(0)), rtol=1e-4, atol=1e-4)
     assert ds.shape == (0,)
+
+
+def test_the_plan():
+    plan = lath.ops.oialr_linear_plan(256, 768, 96, 1024, training=True)
+    assert plan == lath.ops.OIALRPlan("chained", 256 * (2 * 96 * 1792 + 3 * 96**2), 3 * 256 * 768 * 1024, True)
+    assert lath.ops.oialr_linear_plan(4096, 768, 96, 768).route == "folded"
+    assert lath.ops.oialr_linear_plan(4096, 768, 700, 768).route == "merged"
+    assert not lath.ops.oialr_linear_plan(4096, 768, 700, 768, training=True).keeps_t
+    with pytest.raises(ValueError, match="route is 'sideways'"):
+        lath.ops.oialr_linear_plan(1, 1, 1, 1, "sideways")
+    with pytest.raises(RuntimeError, match="rank: got 0, expected at least 1"):
+        lath.ops.oialr_linear_plan(1, 1, 0, 1)

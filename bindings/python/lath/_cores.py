@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -123,7 +124,8 @@ def converted(
         prepare(found)
     except BaseException:
         for module, key, child in tree:
-            module._modules[key] = child
+            if module._modules[key] is not child:
+                _put_back(module, key, child)
         _fast_path.update(model, THIN)
         raise
     for weight in found:
@@ -132,6 +134,14 @@ def converted(
             hand_over(optimizer, old, weight)
         old.grad = None
     return found
+
+
+def _put_back(parent: Module, key: str, child: Module) -> None:
+    """Undo a replacement; hooks that the two layers share point to the first one again."""
+    parent._modules[key] = child
+    for hook in child._load_state_dict_pre_hooks.values():
+        if hook.with_module:
+            hook.module = weakref.ref(child)
 
 
 def check_held(found: Iterable[Weight], optimizers: Iterable[Optimizer]) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from torch.optim import Optimizer
 from . import _cores, _oialr, basis, optimizer_state, ranks
 from ._cores import Weight
 from ._crew import Crew, flat, unflat
+from ._numbers import Numbers
 from ._policy import RankPolicy, count, number, positive, share
 from ._settling import Settling
 from .basis import Spectrum, Update
@@ -33,32 +33,6 @@ COMPAT = ("moments", "growth", "skips", "wide_convolutions")
 _MEND_EVERY = 100  # updates of a weight between two times that its bases are made orthonormal
 _WHAT = "lath.OIALRController"
 _SAVED = {"layer", "rank", "size", "skips", "since", "stability"}  # of each weight
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """How many numbers a model has, now and as a dense one.
-
-    Attributes:
-        trainable: in parameters that require a gradient.
-        dense_trainable: the same for the dense model.
-        stored: in parameters and bases.
-        dense_stored: in the parameters of the dense model.
-    """
-
-    trainable: int
-    dense_trainable: int
-    stored: int
-    dense_stored: int
-
-    @property
-    def trainable_share(self) -> float:
-        return self.trainable / max(1, self.dense_trainable)
-
-    @property
-    def stored_share(self) -> float:
-        """More than 1 right after a conversion at full rank."""
-        return self.stored / max(1, self.dense_stored)
 
 
 class OIALRController:
@@ -337,17 +311,7 @@ class OIALRController:
 
     def numbers(self) -> Numbers:
         """Numbers of the model, trainable and stored, beside those of the dense one."""
-        parameters = list(self._model.parameters())
-        trainable = sum(p.numel() for p in parameters if p.requires_grad)
-        total = sum(p.numel() for p in parameters)
-        cores = [w.core for w in self._weights]
-        gone = [(math.prod(c.shape) - c.s.numel(), c.s.requires_grad) for c in cores]
-        return Numbers(
-            trainable,
-            trainable + sum(numel for numel, trains in gone if trains),
-            total + sum(c.u.numel() + c.vh.numel() for c in cores),
-            total + sum(numel for numel, _ in gone),
-        )
+        return Numbers.of(self._model, [w.core for w in self._weights])
 
     def rewrap(self, make: Callable[[Module], DistributedDataParallel]) -> DistributedDataParallel:
         """The wrapper to go on with: the one there is, or ``make(model)`` if parameters have changed under it.

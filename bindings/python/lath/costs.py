@@ -137,9 +137,9 @@ def _work_of_cores(module: Cored, calls: list) -> tuple[int, int, int, str]:
         rows, dense = sum(call.rows[0] for call in calls), _attention.dense_macs(module, calls)
         plans = [plan for call in calls for plan in _attention.core_plans(module, call)]
     else:
-        (core,), each = module.cores(), [_rows(module, call) for call in calls]
+        each = [_rows(module, call) for call in calls]
         rows, dense = sum(each), sum(each) * dense_numel(module)
-        plans = [_oialr.plan(core, n, n * core.shape[0]) for n in each]
+        plans = [_plan_core(module, n, call) for n, call in zip(each, calls, strict=True)]
     return rows, sum(macs for _, macs in plans), dense, plans[0][0]
 
 
@@ -159,6 +159,16 @@ def _plan_linear(module: nn.Module, call: Call) -> tuple[str, int]:
     extents = _rows(module, call), module.in_features, module.rank, module.out_features
     plan = ops.lowrank_linear_plan(*extents, device=call.device, dtype=call.dtype)
     return plan.kernel, plan.macs
+
+
+def _plan_core(module: Cored, rows: int, call: Call) -> tuple[str, int]:
+    """Kernel and multiply-adds of a call."""
+    (core,) = module.cores()
+    out, fan_in = core.shape
+    if is_conv(module):
+        return _oialr.plan(core, rows, rows * out)
+    plan = ops.oialr_linear_plan(rows, fan_in, core.rank, out, device=call.device, dtype=call.dtype)
+    return plan.route, plan.macs
 
 
 def _plan_conv(module: LowRankConv2d, call: Call) -> tuple[str, int]:

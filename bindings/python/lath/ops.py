@@ -34,6 +34,7 @@ from .factor import break_even_rank
 
 __all__ = [
     "ConvPlan",
+    "OIALRPlan",
     "Plan",
     "cpu_isa",
     "frobenius_decay",
@@ -44,6 +45,7 @@ __all__ = [
     "lowrank_linear_plan",
     "lowrank_lstm",
     "oialr_linear",
+    "oialr_linear_plan",
 ]
 
 ASSOCIATIONS = ("auto", "factored", "merged")  # enum lath_association
@@ -108,6 +110,23 @@ class ConvPlan:
     macs: int
     dense_macs: int
     save_intermediate: bool
+
+
+@dataclass(frozen=True)
+class OIALRPlan:
+    """How calls of a linear layer in an orthogonal basis are carried out.
+
+    Attributes:
+        route: "chained", "folded" or "merged", see :func:`oialr_linear`; of the forward.
+        macs: multiply-adds of the forward, or of a training step.
+        dense_macs: those of the dense layer.
+        keeps_t: a training step keeps ``x weight_vh^T`` instead of x.
+    """
+
+    route: str
+    macs: int
+    dense_macs: int
+    keeps_t: bool
 
 
 def lowrank_linear(
@@ -458,6 +477,35 @@ def lowrank_linear_plan(
     return _cached_cuda_plan(rows, in_features, rank, out_features, code, backward, dtype, device.index or 0)
 
 
+def oialr_linear_plan(
+    rows: int,
+    in_features: int,
+    rank: int,
+    out_features: int,
+    route: str = "auto",
+    training: bool = False,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> OIALRPlan:
+    """What a forward of these extents does, or with ``training`` a forward and a backward, without touching a tensor.
+
+    ``dtype`` matters on CUDA only, and so does which GPU it is.
+
+    Raises:
+        RuntimeError: a negative extent, a product of extents that overflows, or a CUDA device that is not served.
+        ValueError: an unknown route or dtype.
+    """
+    code = _OIALR_ROUTE_CODE.get(route)
+    if code is None:
+        raise ValueError(f"lath.oialr_linear_plan: route is {route!r}, expected one of {OIALR_ROUTES}")
+    device = torch.device(device)
+    if device.type != "cuda":
+        return _cached_oialr_plan(rows, in_features, rank, out_features, code, training)
+    if dtype not in DTYPE_CODE:
+        raise ValueError(f"lath.oialr_linear_plan: dtype is {dtype}, expected one of {tuple(DTYPE_CODE)}")
+    return _cached_cuda_oialr_plan(rows, in_features, rank, out_features, code, training, dtype, device.index or 0)
+
+
 def lowrank_conv2d_plan(
     batch: int,
     in_channels: int,
@@ -552,16 +600,22 @@ def _training_plan(x: Tensor, weight_v: Tensor, weight_u: Tensor, code: int) -> 
 
 
 @functools.lru_cache(maxsize=4096)
-def _cached_oialr_plan(rows: int, in_features: int, rank: int, out_features: int, code: int) -> bool:
-    return _oialr_linear_plan(rows, in_features, rank, out_features, code, True)[3]
+def _cached_oialr_plan(
+    rows: int, in_features: int, rank: int, out_features: int, code: int, training: bool
+) -> OIALRPlan:
+    route, *rest = _oialr_linear_plan(rows, in_features, rank, out_features, code, training)
+    return OIALRPlan(OIALR_ROUTES[route], *rest)
 
 
 @functools.lru_cache(maxsize=4096)
 def _cached_cuda_oialr_plan(
-    rows: int, in_features: int, rank: int, out_features: int, code: int, dtype: torch.dtype, index: int
-) -> bool:
+    rows: int, in_features: int, rank: int, out_features: int, code: int, training: bool, dtype: torch.dtype, index: int
+) -> OIALRPlan:
+    if not _cuda.status.loaded:
+        raise RuntimeError(f"lath.oialr_linear_plan: the CUDA side of lath is off: {_cuda.status.reason}")
     extents = (rows, in_features, rank, out_features)
-    return torch.ops.lath.cuda_oialr_linear_plan(*extents, code, True, DTYPE_CODE[dtype], index)[3]
+    route, *rest = torch.ops.lath.cuda_oialr_linear_plan(*extents, code, training, DTYPE_CODE[dtype], index)
+    return OIALRPlan(OIALR_ROUTES[route], *rest)
 
 
 def _oialr_keeps_t(x: Tensor, weight_vh: Tensor, weight_u: Tensor, code: int) -> bool:
@@ -577,10 +631,10 @@ def _oialr_keeps_t(x: Tensor, weight_vh: Tensor, weight_u: Tensor, code: int) ->
         factored = 2 * rank * (in_features + out_features) + rank * rank
         return code != _OIALR_MERGED and (code != 0 or factored < 3 * in_features * out_features)
     if not x.is_cuda:
-        return _cached_oialr_plan(*extents, code)
+        return _cached_oialr_plan(*extents, code, True).keeps_t
     if x.dtype not in DTYPE_CODE or not _cuda.status.loaded:
         return True  # likewise
-    return _cached_cuda_oialr_plan(*extents, code, x.dtype, x.device.index)
+    return _cached_cuda_oialr_plan(*extents, code, True, x.dtype, x.device.index).keeps_t
 
 
 def _composite_oialr_linear(

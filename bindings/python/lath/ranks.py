@@ -120,7 +120,7 @@ def layers_due(layers: int, updates: int, share: float, reference: bool = False)
         return min(grown, layers) if grown else layers
     if share >= 1.0:
         return layers
-    # 70 * 0.1 is 7.000000000000001, whose ceiling is not meant.
+    # 100 * 0.07 is 7.000000000000001, whose ceiling is not meant.
     return min(layers, updates * max(1, math.ceil((layers - 1) * share - 1e-9)))
 
 
