@@ -139,9 +139,8 @@ def _products(case: Case, rank: int) -> dict[str, Callable[..., Tensor]]:
 def step_macs(shape: Shape, rows: int, rank: int) -> tuple[str, int]:
     """The route of a training step, and its multiply-adds: of the factors one by one, or of the formed weight."""
     n_in, n_out = shape
-    route, macs, _, _ = torch.ops.lath.oialr_linear_plan.default(rows, n_in, rank, n_out, 0, True)
-    name = lath.ops.OIALR_ROUTES[route]
-    return name, macs if name == "merged" else rows * (2 * rank * (n_in + n_out) + 3 * rank**2)
+    plan = lath.ops.oialr_linear_plan(rows, n_in, rank, n_out, training=True)
+    return plan.route, plan.macs if plan.route == "merged" else rows * (2 * rank * (n_in + n_out) + 3 * rank**2)
 
 
 def training_rows(context: Context, case: Case, timings: Mapping[object, Timing]) -> Iterator[Row]:
