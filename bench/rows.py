@@ -23,8 +23,8 @@ class Goal:
             baseline.
         floor: accepted from here on.
         target: aimed at.
-        own: the same figures hold for the share against lath's own dense product. They do not at few rows, where they
-            count on what torch's product loses there.
+        own: the same figures hold for the share, or the speed-up, against lath's own dense product. They do not at few
+            rows, where they count on what torch's product loses there.
     """
 
     quantity: str
@@ -201,10 +201,12 @@ class Row:
 
     @property
     def own_verdict(self) -> str:
-        """The verdict if the share against lath's own dense product were the share."""
+        """The verdict if lath's own dense product were torch's."""
         if self.goal is None or not self.goal.own or self.share_own is None:
             return ""
         floor = self.goal.floor
+        if self.goal.quantity == "speed-up":
+            return self.goal.verdict(self.own / self.lath, floor)
         if self.traffic_limited and self.bound:
             floor = min(floor, NEAR_BOUND * self._share_of(self.bound, self.own))
         return self.goal.verdict(self.share_own, floor)

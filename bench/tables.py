@@ -256,7 +256,7 @@ floats        peak memory of a training step of an LSTM, or what other layers ke
               a further: what one more token takes
 goal          floor/target
 ok?           target, floor (accepted) or below: for the share, or else vs two, the speed-up or microseconds;
-              own ok?: if share/own were the share; two ok?: vs two, where it has a goal of its own
+              own ok?: if lath's own dense product were torch's; two ok?: vs two, where it has a goal of its own
 hot           the previous call used the same weights and output; rotating: 24 distinct layers (fewer where the memory
               would not hold them), outputs kept as long
 ~             disturbed: the median of a contender is 1.3 times its minimum or more, or with several threads other

@@ -207,6 +207,18 @@ def test_steps_are_times_the_baseline():
     assert row.replace(lath=42.0).verdict == "below"
 
 
+def test_speed_over_the_own_dense_product():
+    from rows import Goal, Row
+
+    row = Row(
+        section="oialr-training", case="x", mode="hot", rows=4, rank=2, threads=1, isa="avx2", baseline=3.0, lath=1.0,
+        own=0.98, dense_macs=8, macs=10, goal=Goal("speed-up", 0.97, 1.0, own=True),
+    )  # fmt: skip
+    assert (row.verdict, row.own_verdict) == ("target", "floor")
+    assert row.replace(own=0.9).own_verdict == "below"
+    assert row.replace(goal=Goal("speed-up", 0.97, 1.0)).own_verdict == ""
+
+
 # ---- memory and updates ----------------------------------------------------------------------------------------------
 
 
