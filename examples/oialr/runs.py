@@ -26,7 +26,8 @@ from training import accuracy, step
 
 DENSE, OIALR, LOW_RANK = VARIANTS = ("dense", "OIALR", "low-rank")
 BLOCKS, DENSE_BLOCKS = 30, 5  # of a training; after each, a look, and in OIALR a basis update
-RISE, LOWEST = 0.05, 0.01  # share of the steps in which the learning rate rises; where it ends, as a share
+RISE = 0.05  # share of the steps in which the learning rate rises
+FIRST, LOWEST = 0.1, 0.01  # where it begins and ends, as a share of the highest
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,10 @@ def start(network: Network, plan: Plan, model: nn.Module, adaptive: bool = False
 
 def rate(done: float) -> float:
     """The learning rate after this share of the training, as a share of the highest: a short rise, then a cosine."""
-    rest = min(1.0, max(0.0, (done - RISE) / (1 - RISE)))
-    falling = LOWEST + (1 - LOWEST) * (1 + math.cos(math.pi * rest)) / 2
-    return falling * min(1.0, (done + RISE / 10) / RISE)
+    if done < RISE:
+        return FIRST + (1 - FIRST) * done / RISE
+    rest = min(1.0, (done - RISE) / (1 - RISE))
+    return LOWEST + (1 - LOWEST) * (1 + math.cos(math.pi * rest)) / 2
 
 
 def low_rank(dense: nn.Module, ranks: Mapping[str, int]) -> nn.Module:

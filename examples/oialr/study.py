@@ -286,7 +286,7 @@ def choose(args: argparse.Namespace, name: str, data: FashionMNIST) -> Chosen:
     images = min(images, len(data.train))
     if images < network.batch:
         raise ValueError(f"--batch {network.batch}: there are {images} training images")
-    return network, Plan.of(network, images, args.glance)
+    return network, Plan.of(network, images, min(args.glance, len(data.test)))
 
 
 def main(argv: list[str] | None = None) -> int:
