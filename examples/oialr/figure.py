@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figure of the study: accuracy, trainable numbers, time of a step and ranks over the training."""
+"""The figure of the study: accuracy, trainable numbers, memory, time of a step and ranks over the training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Row = tuple[Network, dict[int, dict[str, Outcome]], Plan]
 def draw(folder: Path, rows: Sequence[Row]) -> Path:
     """Write ``oialr.png`` and return its path; a row for each network, which has its outcomes by seed."""
     with pyplot.rc_context(STYLE):
-        figure = pyplot.figure(figsize=(19, 4.4 * len(rows)))
+        figure = pyplot.figure(figsize=(22, 4.4 * len(rows)))
         parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
         for part, row in zip(parts, rows, strict=True):
             draw_row(part, *row)
@@ -35,22 +35,25 @@ def draw(folder: Path, rows: Sequence[Row]) -> Path:
 
 
 def draw_row(part: SubFigure, network: Network, done: dict[int, dict[str, Outcome]], plan: Plan) -> None:
-    axes = part.subplots(1, 4)
-    part.subplots_adjust(left=0.045, right=0.985, bottom=0.13, top=0.80, wspace=0.2)
+    axes = part.subplots(1, 5)
+    part.subplots_adjust(left=0.035, right=0.99, bottom=0.13, top=0.80, wspace=0.22)
     seeds = f"{len(done)} seeds: medians and ranges" if len(done) > 1 else "one seed"
-    part.text(0.045, 0.94, f"{network.title} on Fashion-MNIST, {seeds}", fontsize=14, fontweight="bold")
+    part.text(0.035, 0.94, f"{network.title} on Fashion-MNIST, {seeds}", fontsize=14, fontweight="bold")
     dense = done[next(iter(done))][DENSE].looks[0]
     over_time(axes[0], done, lambda look: look.accuracy)
     over_time(axes[1], done, lambda look: look.trainable / dense.trainable)
-    over_time(axes[2], done, lambda look: look.milliseconds)
-    draw_ranks(axes[3], done)
+    over_time(axes[2], done, lambda look: look.held / 2**20)
+    over_time(axes[3], done, lambda look: look.milliseconds)
+    draw_ranks(axes[4], done)
     axes[0].set_title(f"Accuracy on {plan.glance:,} test images")
     axes[1].set_title("Trainable numbers, share of dense")
-    axes[2].set_title("Milliseconds of a training step")
-    axes[3].set_title("Ranks under OIALR, layer by layer")
+    axes[2].set_title("MiB of weights, gradients, optimizer")
+    axes[3].set_title("Milliseconds of a training step")
+    axes[4].set_title("Ranks under OIALR, layer by layer")
     axes[0].set_ylim(bottom=max(0.0, least_at_the_end(done) - 0.08))
     axes[1].set_ylim(0, 1.06)
-    axes[2].set_ylim(0, ROOM * slowest(done))
+    axes[2].set_ylim(bottom=0)
+    axes[3].set_ylim(0, ROOM * slowest(done))
     for axis in axes[:2]:
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     for axis in axes:

@@ -17,6 +17,7 @@ from itertools import chain
 import lath
 import torch
 from classifiers import IMAGE
+from count import training_macs
 from data import FashionMNIST, Split
 from measure import EXACT_MEMORY, peak_memory, time_in_turns
 from oialr.networks import Network
@@ -93,6 +94,7 @@ class Outcome:
     Attributes:
         looks: over the training.
         accuracy: on all test images, at its end.
+        macs: multiply-adds of a step with the weights at its end, for one image.
         milliseconds: of a step of the trained network, the three of them in turns.
         updates: milliseconds of each basis update.
         peak: bytes of memory of training at the final ranks, None where it was not measured.
@@ -101,6 +103,7 @@ class Outcome:
 
     looks: list[Look]
     accuracy: float
+    macs: int
     milliseconds: float
     updates: list[float]
     peak: int | None
@@ -257,6 +260,7 @@ def outcomes(
         name: Outcome(
             run.looks,
             accuracy(run.model, data.test),
+            training_macs(run.model, IMAGE),
             1e3 * times[name],
             [1e3 * taken for taken in run.updates],
             training_memory(command, name, found) if command else None,

@@ -7,7 +7,7 @@
 
 An MLP, a VGG and a tiny ViT, each dense, with OIALR, and low-rank from the start at the ranks that OIALR ended with:
 the same initial weights, batches, optimizer, schedule and number of epochs. The first sixth of OIALR's training is
-dense; from then on 25 basis updates cut the ranks, and the step gets faster.
+dense; then 26 basis updates cut the ranks, and the step gets faster.
 
 A network and seed that is done is in ``runs`` and is not done again, so a study that was cut off goes on where it was.
 Three tables are written: ``oialr.csv`` with every look at the networks in training, ``oialr_ranks.csv`` with the rank
@@ -61,6 +61,7 @@ class Result:
     Attributes:
         epochs: passes over the training images; less than one counts as one.
         trainable, stored: numbers at the end that the optimizer changes, and that the model consists of.
+        macs: multiply-adds of a step with the weights at the end, for one image.
         accuracy, accuracy_least, accuracy_most: on all test images, after training.
         milliseconds, milliseconds_least, milliseconds_most: of a step of the trained network.
         training_seconds: in all steps and basis updates.
@@ -76,6 +77,7 @@ class Result:
     steps: int
     trainable: int
     stored: int
+    macs: int
     accuracy: float
     accuracy_least: float
     accuracy_most: float
@@ -159,6 +161,7 @@ def summary(network: Network, plan: Plan, done: Done) -> list[Result]:
                 plan.steps,
                 middle(end.trainable for end in ends),
                 middle(end.stored for end in ends),
+                middle(outcome.macs for outcome in mine),
                 *median_and_ends([outcome.accuracy for outcome in mine]),
                 *median_and_ends([outcome.milliseconds for outcome in mine]),
                 statistics.median(end.seconds for end in ends),
@@ -184,7 +187,7 @@ def table(results: list[Result]) -> str:
     """A line for each network and variant, compared with the dense one."""
     head = (
         f"{'network':<9}{'variant':<10}{'accuracy':>26}{'trainable':>12}{'stored':>12}{'ms of a step':>24}"
-        f"{'speed-up':>10}{'training':>12}{'update':>12}{'peak':>12}"
+        f"{'speed-up':>10}{'fewer MACs':>12}{'share':>7}{'training':>12}{'update':>12}{'peak':>12}"
     )
     lines = [head]
     for r in results:
@@ -192,11 +195,11 @@ def table(results: list[Result]) -> str:
         accuracy = f"{r.accuracy:.2%} ({r.accuracy_least:.2%} to {r.accuracy_most:.2%})"
         step = f"{r.milliseconds:.1f} ({r.milliseconds_least:.1f} to {r.milliseconds_most:.1f})"
         update = "" if r.updates is None else f"{r.updates:.1f} steps"
-        speedup = dense.milliseconds / r.milliseconds
-        lines.append(
-            f"{r.network:<9}{r.variant:<10}{accuracy:>26}{r.trainable:>12,}{r.stored:>12,}{step:>24}"
-            f"{speedup:>9.2f}x{r.training_seconds:>10.1f} s{update:>12}{mebibytes(r.peak):>12}"
-        )
+        speedup, saving = dense.milliseconds / r.milliseconds, dense.macs / r.macs
+        compared = f"{speedup:>9.2f}x{saving:>11.2f}x{speedup / saving:>7.2f}"
+        taken = f"{r.training_seconds:>10.1f} s{update:>12}{mebibytes(r.peak):>12}"
+        numbers = f"{r.trainable:>12,}{r.stored:>12,}"
+        lines.append(f"{r.network:<9}{r.variant:<10}{accuracy:>26}{numbers}{step:>24}{compared}{taken}")
     full = [f"{r.network} {mebibytes(r.full_peak)}" for r in results if r.full_peak is not None]
     if full:
         lines.append(f"peak of OIALR right after the conversion, at full rank: {', '.join(full)}")

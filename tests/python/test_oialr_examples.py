@@ -179,6 +179,23 @@ def test_numbers_and_bytes_of_a_look(network):
     assert (seen.step, seen.seconds, seen.milliseconds) == (3, pytest.approx(0.8), pytest.approx(200))
 
 
+def test_multiply_adds_of_orthogonal_bases():
+    """By hand: of a frozen basis no gradient, and of the input neither."""
+    from count import products, training_macs
+
+    model = tiny()
+    lath.convert(model, lath.OIALR(0.25, keep_last=False))
+    each = [784 * 32, 32 * 32, 32 * 128, 128 * 12, 12 * 12, 12 * 48, 48 * 4]
+    vh, s, u, *second, head = each
+    assert products(model, (1, 784)) == each
+    assert training_macs(model, (5, 784)) == 5 * (
+        (vh + 3 * s + 2 * u) + (2 * second[0] + 3 * second[1] + 2 * second[2]) + 3 * head
+    )
+    conv = lath.nn.OIALRConv2d(6, 8, 3, 4, stride=2, groups=2)
+    positions = 2 * 5 * 5
+    assert products(conv, (2, 6, 12, 12)) == [2 * 4 * 27 * positions, 2 * 16 * positions, 8 * 4 * positions]
+
+
 def test_a_step_of_a_trained_network_leaves_it_as_it_is(network):
     from data import Split
     from oialr.runs import training_step
@@ -219,6 +236,7 @@ def test_study_writes_tables_and_a_figure_and_goes_on_where_it_was(folder, monke
     for dense, adaptive, thin in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
         assert int(adaptive["trainable"]) < int(thin["trainable"]) <= int(dense["trainable"])
         assert float(adaptive["updates"]) > 0
+        assert int(adaptive["macs"]) < int(dense["macs"])
         assert dense["updates"] == thin["updates"] == ""
         assert all(0 <= float(line["accuracy"]) <= 1 for line in (dense, adaptive, thin))
         assert all(float(line["milliseconds"]) > 0 for line in (dense, adaptive, thin))
