@@ -99,7 +99,7 @@ def settings(network: Network, plan: Plan) -> dict[str, object]:
     """What a kept run must have in common with this study."""
     plain = {f.name: getattr(network, f.name) for f in fields(network) if f.name not in ("title", "build")}
     versions = {"torch": torch.__version__, "lath": lath.__version__, "threads": torch.get_num_threads()}
-    return {**plain, **asdict(plan), **versions}
+    return {**plain, **asdict(plan), **versions, "of each": [f.name for f in fields(Outcome)]}
 
 
 def load(path: Path, wanted: dict[str, object]) -> dict[str, Outcome] | None:
@@ -186,7 +186,7 @@ def middle(values: Iterable[int]) -> int:
 def table(results: list[Result]) -> str:
     """A line for each network and variant, compared with the dense one."""
     head = (
-        f"{'network':<9}{'variant':<10}{'accuracy':>26}{'trainable':>12}{'stored':>12}{'ms of a step':>24}"
+        f"{'network':<9}{'variant':<10}{'accuracy':>26}{'trainable':>12}{'stored':>12}{'ms of a step':>27}"
         f"{'speed-up':>10}{'fewer MACs':>12}{'share':>7}{'training':>12}{'update':>12}{'peak':>12}"
     )
     lines = [head]
@@ -199,7 +199,7 @@ def table(results: list[Result]) -> str:
         compared = f"{speedup:>9.2f}x{saving:>11.2f}x{speedup / saving:>7.2f}"
         taken = f"{r.training_seconds:>10.1f} s{update:>12}{mebibytes(r.peak):>12}"
         numbers = f"{r.trainable:>12,}{r.stored:>12,}"
-        lines.append(f"{r.network:<9}{r.variant:<10}{accuracy:>26}{numbers}{step:>24}{compared}{taken}")
+        lines.append(f"{r.network:<9}{r.variant:<10}{accuracy:>26}{numbers}{step:>27}{compared}{taken}")
     full = [f"{r.network} {mebibytes(r.full_peak)}" for r in results if r.full_peak is not None]
     if full:
         lines.append(f"peak of OIALR right after the conversion, at full rank: {', '.join(full)}")
@@ -317,8 +317,8 @@ def main(argv: list[str] | None = None) -> int:
             done.setdefault(name, {})[seed] = run(network, plan, data, args, seed)
             results = write(args.output, chosen, done)  # what is there is kept if the study is cut off
             figure = draw(args.output, [(chosen[n][0], done[n], chosen[n][1]) for n in done])
-            print(f"\nafter {name}, seed {seed}:\n{table(results)}", flush=True)
-    print(f"\nfigure: {figure}")
+            print(f"\nafter seed {seed}:\n{table([r for r in results if r.network == name])}", flush=True)
+    print(f"\n{table(results)}\n\nfigure: {figure}")
     return 0
 
 
