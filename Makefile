@@ -33,7 +33,7 @@ export PYTHONUNBUFFERED := 1
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup build demo study test test-c test-python test-sanitize test-cuda-budget cuda-budget test-oldest bench gpu wheel clean format
+.PHONY: help setup build demo study study-oialr test test-c test-python test-sanitize test-cuda-budget cuda-budget test-oldest bench gpu wheel clean format
 
 help: ## this list
 	@echo "lath: PyTorch layers with thin weights"
@@ -51,6 +51,9 @@ demo: $(INSTALLED) $(VENV)/.examples ## train two networks on Fashion-MNIST, den
 
 study: $(INSTALLED) $(VENV)/.examples ## character LSTMs on the Austen novels: bits against time, for an hour; ARGS=--quick for a minute
 	@folder=$$($(FETCH) austen) && LATH_AUSTEN=$$folder $(BIN)/python examples/lowrank/char_lstm_study.py $(ARGS)
+
+study-oialr: $(INSTALLED) $(VENV)/.examples ## dense, OIALR and low-rank networks on Fashion-MNIST, for hours; ARGS=--quick for a minute
+	@folder=$$($(FETCH) fashion-mnist) && LATH_FASHION_MNIST=$$folder $(BIN)/python examples/oialr/study.py $(ARGS)
 
 test: ## set-up and all tests, from nothing
 	@$(MAKE) --no-print-directory test-c

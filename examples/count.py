@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counting what a network computes, from the shapes that pass through it; nothing is calculated.
 
-A *product* is one multiplication of a weight with values: a dense layer has one, a low-rank layer two.
+A *product* is one multiplication of a weight with values: a dense layer has one, a low-rank layer two, one in an
+orthogonal basis three, of which only the core in the middle trains.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import copy
 import math
 
 import torch
-from lath.nn import LowRankConv2d, LowRankLinear, LowRankLSTM
+from lath.nn import LowRankConv2d, LowRankLinear, LowRankLSTM, OIALRConv2d, OIALRLinear
 from torch import nn
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
 _POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
-_PRODUCTS = (nn.Conv2d, nn.Linear, LowRankConv2d, LowRankLinear)
+_BASES = (OIALRConv2d, OIALRLinear)
+_PRODUCTS = (nn.Conv2d, nn.Linear, LowRankConv2d, LowRankLinear, *_BASES)
 
 Call = tuple[nn.Module, torch.Size, torch.Size]
 
@@ -35,9 +37,11 @@ def inference_macs(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype 
 
 
 def training_macs(model: nn.Module, shape: tuple[int, ...]) -> int:
-    """The same for a training step: three products for each one, but no gradient of the input data."""
-    each = products(model, shape)
-    return 3 * sum(each) - each[0]
+    """The same for a training step: three products for each one, two for a frozen basis; no gradient of the input."""
+    calls = _calls(model, shape, torch.float32)
+    each = [macs for call in calls for macs in _products(*call)]
+    frozen = sum(vh + u for vh, _, u in (_products(*call) for call in calls if isinstance(call[0], _BASES)))
+    return 3 * sum(each) - frozen - each[0]
 
 
 def fvcore_flops(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> int:
@@ -88,6 +92,10 @@ def _products(module: nn.Module, x: torch.Size, y: torch.Size) -> tuple[int, ...
         batch, _, height, width = y
         middle = x[2] if module.mode == "separable" else height  # 1 x kw leaves the height to kh x 1
         return module.weight_v.numel() * batch * middle * width, module.weight_u.numel() * batch * height * width
+    if isinstance(module, _BASES):
+        positions, groups = math.prod(y) // module.weight_u.shape[0], getattr(module, "groups", 1)
+        thin = groups * positions  # a basis on the side of x serves each group of channels
+        return module.weight_vh.numel() * thin, module.weight_s.numel() * thin, module.weight_u.numel() * positions
     if _is_lstm(module):
         return tuple(p.numel() * math.prod(x[:-1]) for p in module.parameters() if p.dim() == 2)
     if _is_attention(module):

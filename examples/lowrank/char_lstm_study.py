@@ -34,8 +34,8 @@ from count import inference_macs, parameters  # isort: skip
 import lath
 from data import DataError
 from lowrank import reference_lstm, tasks
-from lowrank.figure import BLANK, COLOURS, DASHES, INK, STYLE, pyplot
 from matplotlib.axes import Axes
+from style import BLANK, COLOURS, DASHES, INK, STYLE, pyplot
 from torch import Tensor, nn
 from tqdm import tqdm
 

@@ -10,14 +10,12 @@ from dataclasses import dataclass, fields
 
 import lath
 import torch
+from classifiers import CLASSES, HIDDEN, IMAGE, PIXELS, features, mlp
 from lath.nn import LowRankConv2d, LowRankLinear
-from lowrank.reference_models import features
 from torch import nn
 from training import CHANNELS_LAST, CONTIGUOUS
 
 DENSE, LATH = "dense", "lath"
-IMAGE = (1, 1, 28, 28)
-PIXELS, HIDDEN, CLASSES = 784, 1024, 10
 LARGEST_RANK = (PIXELS * HIDDEN - 1) // (PIXELS + HIDDEN)  # beyond it the first layer would not get cheaper
 SMALLEST_RATIO = 1 / 64
 PLAN = "64 64 M 128 M 256 256"  # channels of the convolutions; M halves the image
@@ -95,17 +93,6 @@ def cnn_task(ratio: float, form: str) -> Task:
         tests=5,
         glance=1_000,
         inference=(1, 16, 64),
-    )
-
-
-def mlp() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(PIXELS, HIDDEN),
-        nn.ReLU(),
-        nn.Linear(HIDDEN, HIDDEN),
-        nn.ReLU(),
-        nn.Linear(HIDDEN, CLASSES),
     )
 
 

@@ -25,10 +25,10 @@ from count import training_macs  # isort: skip
 import lath
 from data import DataError, FashionMNIST, fashion_mnist
 from lowrank.contest import Contestant, train
-from lowrank.figure import BLANK, COLOURS, DASHES, STYLE, pyplot
 from lowrank.networks import IMAGE, SMALLEST_RATIO, cnn_task
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
+from style import BLANK, COLOURS, DASHES, STYLE, pyplot
 from torch import nn
 
 GREY = COLOURS[0]

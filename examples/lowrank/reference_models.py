@@ -20,6 +20,7 @@ from collections import OrderedDict
 
 import lath
 import torch
+from classifiers import features
 from lath.nn import LowRankConv2d, LowRankLinear
 from lowrank import reference_lstm
 from lowrank.reference_transformers import TOKENS, Transformer, ViT
@@ -44,19 +45,6 @@ INITS = ("none", "SI")
 
 
 # ---- dense -----------------------------------------------------------------------------------------------------------
-
-
-def features(plan: str, channels: int, bias: bool) -> nn.Sequential:
-    """3 x 3 convolutions with batch norm and ReLU; ``plan`` has their channels, and M for a max-pool."""
-    layers: list[nn.Module] = []
-    for entry in plan.split():
-        if entry == "M":
-            layers.append(nn.MaxPool2d(2))
-        else:
-            conv = nn.Conv2d(channels, int(entry), 3, padding=1, bias=bias)
-            channels = conv.out_channels
-            layers += [conv, nn.BatchNorm2d(channels), nn.ReLU()]
-    return nn.Sequential(*layers)
 
 
 def vgg(plan: str, classes: int = CLASSES) -> nn.Sequential:

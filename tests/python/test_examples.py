@@ -11,43 +11,21 @@ import struct
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-
-
-@pytest.fixture(autouse=True)
-def _examples_on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    monkeypatch.syspath_prepend(str(EXAMPLES / "lowrank"))
+from example_cases import EXAMPLES, examples, write_clothes
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    """Several threads for so little work only get into each other's way."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def write_idx(path: Path, values: torch.Tensor) -> None:
-    header = struct.pack(f">HBB{values.dim()}I", 0, 8, values.dim(), *values.shape)
-    path.write_bytes(gzip.compress(header + bytes(values.flatten().tolist())))
+def _examples(monkeypatch):
+    with examples(monkeypatch, "lowrank"):
+        yield
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """48 training and 16 test images whose class is the row of their only bright line."""
-    for name, count in (("train", 48), ("t10k", 16)):
-        labels = torch.arange(count) % 10
-        images = torch.zeros(count, 28, 28, dtype=torch.uint8)
-        images[torch.arange(count), 2 * labels] = 255
-        write_idx(tmp_path / f"{name}-images-idx3-ubyte.gz", images)
-        write_idx(tmp_path / f"{name}-labels-idx1-ubyte.gz", labels.to(torch.uint8))
+    write_clothes(tmp_path)
     monkeypatch.setenv("LATH_FASHION_MNIST", str(tmp_path))
     return tmp_path
 
@@ -299,15 +277,6 @@ def test_convert_your_model_runs(capsys):
     out = capsys.readouterr().out
     assert "after saving and loading, outputs differ by 0.0e+00" in out
     assert "blocks.1.mlp.2  LowRankLinear" in out
-
-
-@pytest.fixture(autouse=True)
-def _forget_example_modules():
-    """The examples are scripts with short names; none may stay behind for other tests."""
-    yield
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(str(EXAMPLES)) or name == "lowrank":
-            del sys.modules[name]
 
 
 def _need(*packages: str) -> None:

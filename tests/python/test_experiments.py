@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import math
 import struct
-import sys
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +13,12 @@ from types import SimpleNamespace
 import lath
 import pytest
 import torch
+from example_cases import examples
 from torch import nn
 
 for package in ("matplotlib", "tqdm"):
     pytest.importorskip(package)
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 VERSES = [
     "  It is a truth universally acknowledged, that a single man in possession",
     "of a good fortune, must be in want",
@@ -28,16 +27,9 @@ VERSES = [
 
 
 @pytest.fixture(autouse=True)
-def _examples_on_the_path(monkeypatch):
-    """The examples are scripts with short names; none may stay behind for other tests."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(str(EXAMPLES)) or name == "lowrank":
-            del sys.modules[name]
+def _examples(monkeypatch):
+    with examples(monkeypatch):
+        yield
 
 
 def rdb(*vectors: list[str | None]) -> bytes:

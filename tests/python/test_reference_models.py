@@ -3,32 +3,17 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import lath
 import pytest
 import torch
+from example_cases import examples
 from lath.nn import LowRankConv2d, LowRankLinear
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-MODULES = (
-    "count",
-    "lowrank",
-    "lowrank.reference_counts",
-    "lowrank.reference_lstm",
-    "lowrank.reference_models",
-    "lowrank.reference_transformers",
-)
 
 
 @pytest.fixture(autouse=True)
-def _examples_on_the_path(monkeypatch):
-    """The examples are scripts with short names; none may stay behind for other tests."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    yield
-    for name in MODULES:
-        sys.modules.pop(name, None)
+def _examples(monkeypatch):
+    with examples(monkeypatch):
+        yield
 
 
 @pytest.fixture
