@@ -59,6 +59,14 @@ bool call_int_between(struct call *call, int index, const char *name, int64_t lo
   return call_fail(call, name, "got %" PRId64 ", expected %" PRId64 " to %" PRId64, *value, low, high);
 }
 
+bool call_extents(struct call *call, int64_t *rows, int64_t *in, int64_t *rank, int64_t *out) {
+  enum { ROWS, IN, RANK, OUT };
+  return call_int_between(call, ROWS, "rows", 0, INT64_MAX, rows) &&
+         call_int_between(call, IN, "in_features", 0, INT64_MAX, in) &&
+         call_int_between(call, RANK, "rank", 1, INT64_MAX, rank) &&
+         call_int_between(call, OUT, "out_features", 0, INT64_MAX, out);
+}
+
 void call_own(struct call *call, AtenTensorHandle tensor) { call->owned[call->num_owned++] = tensor; }
 
 /* Strides of a contiguous tensor, as torch counts them: an extent of 0 counts as 1. False when the elements, at up to 8 bytes

@@ -63,6 +63,9 @@ bool call_check(struct call *call, lath_status status);
 bool call_bool(const struct call *call, int index);
 bool call_int_between(struct call *call, int index, const char *name, int64_t low, int64_t high, int64_t *value);
 
+/* The four that operators about the plan of a linear layer begin with: rows, in_features, rank, out_features. */
+bool call_extents(struct call *call, int64_t *rows, int64_t *in, int64_t *rank, int64_t *out);
+
 /* A fresh contiguous tensor on the device of the call, of torch's dtype `dtype_code`, its memory uninitialized. False: overflow, or out of memory. */
 bool call_new_tensor(struct call *call, const char *name, int64_t dim, const int64_t *sizes, int32_t dtype_code,
                      AtenTensorHandle *tensor);

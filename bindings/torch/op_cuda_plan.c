@@ -21,15 +21,8 @@ static void set_operands(struct lath_lowrank_linear *a, bool backward) {
   a->dx = a->dv = a->du = operand;
 }
 
-/* Where the arguments of both operators are; the one called CHOICE has another name and other values in each. */
-enum { ROWS, IN, RANK, OUT, CHOICE, DIRECTION, DTYPE, DEVICE };
-
-static bool take_extents(struct call *call, int64_t *rows, int64_t *in, int64_t *rank, int64_t *out) {
-  return call_int_between(call, ROWS, "rows", 0, INT64_MAX, rows) &&
-         call_int_between(call, IN, "in_features", 0, INT64_MAX, in) &&
-         call_int_between(call, RANK, "rank", 1, INT64_MAX, rank) &&
-         call_int_between(call, OUT, "out_features", 0, INT64_MAX, out);
-}
+/* Where the arguments of both operators are, after the extents; the one called CHOICE has another name and other values in each. */
+enum { CHOICE = 4, DIRECTION, DTYPE, DEVICE };
 
 static bool take_device(struct call *call, lath_dtype *dtype) {
   int64_t number, device;
@@ -44,7 +37,7 @@ static bool cuda_lowrank_linear_plan(struct call *call) {
   struct lath_lowrank_linear a = {0};
   struct lath_lowrank_plan plan;
   int64_t association;
-  if (!take_extents(call, &a.rows, &a.in, &a.rank, &a.out)) return false;
+  if (!call_extents(call, &a.rows, &a.in, &a.rank, &a.out)) return false;
   if (!call_int_between(call, CHOICE, "association", LATH_AUTO, LATH_MERGED, &association)) return false;
   if (!take_device(call, &a.dtype)) return false;
   const bool backward = call_bool(call, DIRECTION);
@@ -64,7 +57,7 @@ static bool cuda_oialr_linear_plan(struct call *call) {
   struct lath_oialr_linear a = {0};
   struct lath_oialr_plan plan;
   int64_t route;
-  if (!take_extents(call, &a.rows, &a.in, &a.rank, &a.out)) return false;
+  if (!call_extents(call, &a.rows, &a.in, &a.rank, &a.out)) return false;
   if (!call_int_between(call, CHOICE, "route", LATH_OIALR_AUTO, LATH_OIALR_MERGED, &route)) return false;
   if (!take_device(call, &a.dtype)) return false;
   a.route = (lath_oialr_route)route;

@@ -4,14 +4,11 @@
 #include "kernels.h"
 
 static bool lowrank_linear_plan(struct call *call) {
-  enum { ROWS, IN, RANK, OUT, ASSOCIATION, BACKWARD };
+  enum { ASSOCIATION = 4, BACKWARD };
   struct lath_lowrank_linear a = {.dtype = LATH_F32};
   struct lath_lowrank_plan plan;
   int64_t association;
-  if (!call_int_between(call, ROWS, "rows", 0, INT64_MAX, &a.rows)) return false;
-  if (!call_int_between(call, IN, "in_features", 0, INT64_MAX, &a.in)) return false;
-  if (!call_int_between(call, RANK, "rank", 1, INT64_MAX, &a.rank)) return false;
-  if (!call_int_between(call, OUT, "out_features", 0, INT64_MAX, &a.out)) return false;
+  if (!call_extents(call, &a.rows, &a.in, &a.rank, &a.out)) return false;
   if (!call_int_between(call, ASSOCIATION, "association", LATH_AUTO, LATH_MERGED, &association)) return false;
   a.association = (lath_association)association;
   if (!call_check(call, lath_lowrank_linear_plan(&a, call_bool(call, BACKWARD), &plan))) return false;
@@ -24,14 +21,11 @@ static bool lowrank_linear_plan(struct call *call) {
 }
 
 static bool oialr_linear_plan(struct call *call) {
-  enum { ROWS, IN, RANK, OUT, ROUTE, TRAINING };
+  enum { ROUTE = 4, TRAINING };
   struct lath_oialr_linear a = {.dtype = LATH_F32};
   struct lath_oialr_plan plan;
   int64_t route;
-  if (!call_int_between(call, ROWS, "rows", 0, INT64_MAX, &a.rows)) return false;
-  if (!call_int_between(call, IN, "in_features", 0, INT64_MAX, &a.in)) return false;
-  if (!call_int_between(call, RANK, "rank", 1, INT64_MAX, &a.rank)) return false;
-  if (!call_int_between(call, OUT, "out_features", 0, INT64_MAX, &a.out)) return false;
+  if (!call_extents(call, &a.rows, &a.in, &a.rank, &a.out)) return false;
   if (!call_int_between(call, ROUTE, "route", LATH_OIALR_AUTO, LATH_OIALR_MERGED, &route)) return false;
   a.route = (lath_oialr_route)route;
   if (!call_check(call, lath_oialr_linear_plan(&a, call_bool(call, TRAINING), &plan))) return false;

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * host.c - the serial host, and the rule for how many threads a call is worth. */
+ * host.c - the serial host, how many threads a call is worth, and how its rows are dealt out. */
 #include "core/host.h"
+
+#include "core/integers.h"
 
 static int one_thread(void *ctx) {
   (void)ctx;
@@ -33,4 +35,14 @@ lath_status lath_host_run(const struct lath_host *host, int64_t tasks, void (*bo
     return LATH_OK;
   }
   return host->parallel_for(host->ctx, tasks, body, arg) == 0 ? LATH_OK : LATH_HOST_FAILED;
+}
+
+void lath_host_tiles(int64_t all_rows, int64_t height, int64_t worker, int64_t workers,
+                     void (*tile)(const void *arg, int64_t worker, int64_t row, int64_t rows), const void *arg) {
+  const int64_t first = all_rows * worker / workers, rows = all_rows * (worker + 1) / workers - first;
+  const int64_t tiles = lath_ceil_div(rows, height);
+  for (int64_t t = 0; t < tiles; t++) {
+    const int64_t from = rows * t / tiles, to = rows * (t + 1) / tiles;
+    tile(arg, worker, first + from, to - from);
+  }
 }

@@ -13,6 +13,10 @@ int lath_host_workers(const struct lath_host *host, int64_t macs);
 lath_status lath_host_run(const struct lath_host *host, int64_t tasks, void (*body)(void *arg, int64_t begin, int64_t end),
                           void *arg);
 
+/* Calls tile(arg, worker, row, rows) for the rows of a worker, a share of all, in equal tiles of at most `height` of them. */
+void lath_host_tiles(int64_t all_rows, int64_t height, int64_t worker, int64_t workers,
+                     void (*tile)(const void *arg, int64_t worker, int64_t row, int64_t rows), const void *arg);
+
 /* The share of worker `w` of `n` items in whole units: [share(w), share(w + 1)). */
 static inline int64_t lath_share(int64_t n, int64_t unit, int64_t w, int64_t workers) {
   const int64_t units = (n + unit - 1) / unit;

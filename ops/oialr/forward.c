@@ -136,7 +136,8 @@ static void pack_weights(void *arg, int64_t begin, int64_t end) {
   }
 }
 
-static void run_tile(const struct forward *f, int64_t worker, int64_t row, int64_t rows) {
+static void run_tile(const void *arg, int64_t worker, int64_t row, int64_t rows) {
+  const struct forward *f = arg;
   const struct lath_oialr_linear *a = f->a;
   float *scratch = f->scratch + worker * f->scratch_size;
   float *t = a->t ? (float *)a->t + row * a->rank : f->t + worker * TILE_ROWS * a->rank;
@@ -166,14 +167,7 @@ static void run_tile(const struct forward *f, int64_t worker, int64_t row, int64
 
 static void run_tiles(void *arg, int64_t begin, int64_t end) {
   const struct forward *f = arg;
-  for (int64_t w = begin; w < end; w++) {
-    const int64_t first = f->a->rows * w / f->workers, rows = f->a->rows * (w + 1) / f->workers - first;
-    const int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
-    for (int64_t t = 0; t < tiles; t++) {
-      const int64_t from = rows * t / tiles, to = rows * (t + 1) / tiles;
-      run_tile(f, w, first + from, to - from);
-    }
-  }
+  for (int64_t w = begin; w < end; w++) lath_host_tiles(f->a->rows, TILE_ROWS, w, f->workers, run_tile, f);
 }
 
 static lath_status run_row_tiles(struct forward *f, const struct lath_host *host) {

@@ -6,6 +6,14 @@
 
 namespace lath_test {
 
+Layout RandomLayout(Choices *choices, bool input) {
+  Layout layout;
+  layout.gap = choices->OneIn(2) ? 0 : choices->Below(20);
+  layout.misalignment = choices->Below(3);
+  layout.repeat_row = input && choices->OneIn(16);
+  return layout;
+}
+
 void FillWith(Operand *operand, Numbers numbers, uint32_t seed) {
   operand->Fill(numbers == Numbers::kIntegers ? SmallIntegers(seed, operand->size()) : Uniform(seed, operand->size()));
 }

@@ -15,14 +15,6 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr lath_association kAssociations[] = {LATH_AUTO, LATH_FACTORED, LATH_MERGED};
 constexpr lath_dtype kDtypes[] = {LATH_F32, LATH_F64, LATH_BF16};
 
-Layout RandomLayout(Choices *choices, bool input) {
-  Layout layout;
-  layout.gap = choices->OneIn(2) ? 0 : choices->Below(20);
-  layout.misalignment = choices->Below(3);
-  layout.repeat_row = input && choices->OneIn(16);
-  return layout;
-}
-
 // p as the forward call would have left it.
 Operand SavedIntermediate(const LowrankInputs &inputs, const LowrankOracle &oracle) {
   Operand p(AccumulatorType(inputs.dtype), inputs.shape.rows, inputs.shape.rank);

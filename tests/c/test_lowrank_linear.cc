@@ -15,14 +15,6 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr lath_association kAssociations[] = {LATH_AUTO, LATH_FACTORED, LATH_MERGED};
 constexpr lath_dtype kDtypes[] = {LATH_F32, LATH_F64, LATH_BF16};
 
-Layout RandomLayout(Choices *choices, bool input) {
-  Layout layout;
-  layout.gap = choices->OneIn(2) ? 0 : choices->Below(20);
-  layout.misalignment = choices->Below(3);
-  layout.repeat_row = input && choices->OneIn(16);
-  return layout;
-}
-
 // p holds x v^T + inner_bias when the plan is factored; a merged plan may leave it alone.
 testing::AssertionResult ExactIntermediate(const ForwardRun &run, const LowrankOracle &oracle, bool may_be_untouched) {
   if (may_be_untouched && run.p.Untouched()) return testing::AssertionSuccess();

@@ -15,14 +15,6 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr lath_oialr_route kRoutes[] = {LATH_OIALR_AUTO, LATH_OIALR_CHAINED, LATH_OIALR_FOLDED, LATH_OIALR_MERGED};
 constexpr lath_dtype kDtypes[] = {LATH_F32, LATH_F64, LATH_BF16};
 
-Layout RandomLayout(Choices *choices, bool input) {
-  Layout layout;
-  layout.gap = choices->OneIn(2) ? 0 : choices->Below(20);
-  layout.misalignment = choices->Below(3);
-  layout.repeat_row = input && choices->OneIn(16);
-  return layout;
-}
-
 std::string Describe(const OialrInputs &inputs, lath_oialr_route route) {
   const LowrankShape &s = inputs.shape;
   return "dtype " + std::to_string(inputs.dtype) + " rows " + std::to_string(s.rows) + " in " + std::to_string(s.in) +

@@ -306,10 +306,6 @@ class OIALRLinearFunction(torch.autograd.Function):
             dx = through_t.reshape(ctx.x_shape) if dx is None else dx + through_t.reshape(dx.shape)
         return dx, None, ds, None, d_bias, None, None
 
-    @staticmethod
-    def vmap(info, in_dims, *args):
-        return _batching.loop(OIALRLinearFunction.apply, info, in_dims, *args)
-
 
 class EagerOIALRLinearFunction(torch.autograd.Function):
     """The same function."""

@@ -469,12 +469,10 @@ def lowrank_linear_plan(
     code = _ASSOCIATION_CODE.get(association)
     if code is None:
         raise ValueError(f"lath.lowrank_linear_plan: association is {association!r}, expected one of {ASSOCIATIONS}")
-    device = torch.device(device)
-    if device.type != "cuda":
+    index = _gpu_index("lowrank_linear_plan", device, dtype)
+    if index is None:
         return _cached_plan(rows, in_features, rank, out_features, code, backward)
-    if dtype not in DTYPE_CODE:
-        raise ValueError(f"lath.lowrank_linear_plan: dtype is {dtype}, expected one of {tuple(DTYPE_CODE)}")
-    return _cached_cuda_plan(rows, in_features, rank, out_features, code, backward, dtype, device.index or 0)
+    return _cached_cuda_plan(rows, in_features, rank, out_features, code, backward, dtype, index)
 
 
 def oialr_linear_plan(
@@ -498,12 +496,10 @@ def oialr_linear_plan(
     code = _OIALR_ROUTE_CODE.get(route)
     if code is None:
         raise ValueError(f"lath.oialr_linear_plan: route is {route!r}, expected one of {OIALR_ROUTES}")
-    device = torch.device(device)
-    if device.type != "cuda":
+    index = _gpu_index("oialr_linear_plan", device, dtype)
+    if index is None:
         return _cached_oialr_plan(rows, in_features, rank, out_features, code, training)
-    if dtype not in DTYPE_CODE:
-        raise ValueError(f"lath.oialr_linear_plan: dtype is {dtype}, expected one of {tuple(DTYPE_CODE)}")
-    return _cached_cuda_oialr_plan(rows, in_features, rank, out_features, code, training, dtype, device.index or 0)
+    return _cached_cuda_oialr_plan(rows, in_features, rank, out_features, code, training, dtype, index)
 
 
 def lowrank_conv2d_plan(
@@ -541,6 +537,16 @@ def lowrank_conv2d_plan(
 def cpu_isa() -> str:
     """The instruction set that the kernels use: "generic", "avx2" or "avx512"."""
     return ISA_NAMES[torch.ops.lath.cpu_isa()]
+
+
+def _gpu_index(operator: str, device: torch.device | str, dtype: torch.dtype) -> int | None:
+    """The number of the GPU that a plan is asked for, None for the processor; a GPU's plan depends on the dtype too."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return None
+    if dtype not in DTYPE_CODE:
+        raise ValueError(f"lath.{operator}: dtype is {dtype}, expected one of {tuple(DTYPE_CODE)}")
+    return device.index or 0
 
 
 @functools.lru_cache(maxsize=4096)
