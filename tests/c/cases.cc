@@ -14,6 +14,14 @@ Layout RandomLayout(Choices *choices, bool input) {
   return layout;
 }
 
+Layout AlignedLayout(Choices *choices, bool input) {
+  Layout layout;
+  layout.gap = choices->OneIn(2) ? 0 : 8 * choices->Below(3);
+  layout.misalignment = 8 * choices->Below(2);
+  layout.repeat_row = input && choices->OneIn(16);
+  return layout;
+}
+
 void FillWith(Operand *operand, Numbers numbers, uint32_t seed) {
   operand->Fill(numbers == Numbers::kIntegers ? SmallIntegers(seed, operand->size()) : Uniform(seed, operand->size()));
 }

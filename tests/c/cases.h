@@ -15,6 +15,9 @@ enum class Numbers { kIntegers, kUniform };
 // A gap, a shift, and now and then, for an input, all rows the same.
 Layout RandomLayout(Choices *choices, bool input);
 
+// The same with strides of 8 elements and 16 bytes.
+Layout AlignedLayout(Choices *choices, bool input);
+
 // Where the layout repeats elements, the last number drawn for one stays.
 void FillWith(Operand *operand, Numbers numbers, uint32_t seed);
 

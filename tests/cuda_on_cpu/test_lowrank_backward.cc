@@ -20,12 +20,8 @@ class LowrankBackward : public testing::TestWithParam<int> {
 
   bool Fused() const { return GetParam() == LATH_LOWRANK_FUSED; }
 
-  Layout RandomLayout(Choices *choices, bool input) const {
-    Layout layout;
-    layout.gap = choices->OneIn(2) ? 0 : Fused() ? 8 * choices->Below(3) : choices->Below(20);
-    layout.misalignment = Fused() ? 8 * choices->Below(2) : choices->Below(3);
-    layout.repeat_row = input && choices->OneIn(16);
-    return layout;
+  Layout LayoutOfRoute(Choices *choices, bool input) const {
+    return Fused() ? AlignedLayout(choices, input) : RandomLayout(choices, input);
   }
 
   void Check(const LowrankShape &shape, unsigned gradients, uint32_t seed) {
@@ -34,12 +30,12 @@ class LowrankBackward : public testing::TestWithParam<int> {
     emulator_order(choices.Next() % 4);
     const lath_dtype dtype = Fused() ? (choices.OneIn(2) ? LATH_BF16 : LATH_F16) : kDtypes[choices.Below(4)];
     LowrankInputs::Layouts layouts;
-    for (Layout *layout : {&layouts.x, &layouts.v, &layouts.u, &layouts.dy}) *layout = RandomLayout(&choices, true);
+    for (Layout *layout : {&layouts.x, &layouts.v, &layouts.u, &layouts.dy}) *layout = LayoutOfRoute(&choices, true);
     layouts.biases.misalignment = choices.Below(3);
     DeviceOptions options;
     options.route = GetParam();
     options.blas = choices.OneIn(2);
-    options.output = RandomLayout(&choices, false);
+    options.output = LayoutOfRoute(&choices, false);
     options.contiguous.misalignment = choices.Below(3);
     options.workspace_misalignment = choices.OneIn(2) ? lath_dtype_size(dtype) : 0;
     const LowrankInputs inputs = ExactInputs(dtype, shape, choices.OneIn(2), choices.OneIn(2), seed, layouts);

@@ -31,13 +31,8 @@ class LowrankForward : public testing::TestWithParam<int> {
   }
 
   // Where the route allows it, anything; the fused kernel wants strides of 8 elements and 16 bytes.
-  Layout RandomLayout(Choices *choices, bool input) const {
-    Layout layout;
-    const bool fused = GetParam() == LATH_LOWRANK_FUSED;
-    layout.gap = choices->OneIn(2) ? 0 : fused ? 8 * choices->Below(3) : choices->Below(20);
-    layout.misalignment = fused ? 8 * choices->Below(2) : choices->Below(3);
-    layout.repeat_row = input && choices->OneIn(16);
-    return layout;
+  Layout LayoutOfRoute(Choices *choices, bool input) const {
+    return GetParam() == LATH_LOWRANK_FUSED ? AlignedLayout(choices, input) : RandomLayout(choices, input);
   }
 
   void Check(const LowrankShape &shape, uint32_t seed) {
@@ -46,11 +41,11 @@ class LowrankForward : public testing::TestWithParam<int> {
     emulator_order(choices.Next() % 4);
     const lath_dtype dtype = Type(&choices);
     LowrankInputs::Layouts layouts;
-    for (Layout *layout : {&layouts.x, &layouts.v, &layouts.u}) *layout = RandomLayout(&choices, true);
+    for (Layout *layout : {&layouts.x, &layouts.v, &layouts.u}) *layout = LayoutOfRoute(&choices, true);
     layouts.biases.misalignment = choices.Below(3);
     DeviceOptions options = Options();
     options.blas = choices.OneIn(2);
-    options.output = RandomLayout(&choices, false);
+    options.output = LayoutOfRoute(&choices, false);
     options.contiguous.misalignment = GetParam() == LATH_LOWRANK_FUSED ? 0 : choices.Below(3);
     options.workspace_misalignment = choices.OneIn(2) ? lath_dtype_size(dtype) : 0;
     const LowrankInputs inputs = ExactInputs(dtype, shape, choices.OneIn(2), choices.OneIn(2), seed, layouts);

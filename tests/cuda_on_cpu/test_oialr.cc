@@ -39,12 +39,8 @@ class OialrDevice : public testing::TestWithParam<std::tuple<lath_oialr_route, i
   }
 
   // Where the route allows it, anything; the fused kernel wants strides of 8 elements and 16 bytes.
-  static Layout RandomLayout(Choices *choices, bool input) {
-    Layout layout;
-    layout.gap = choices->OneIn(2) ? 0 : Fused() ? 8 * choices->Below(3) : choices->Below(20);
-    layout.misalignment = Fused() ? 8 * choices->Below(2) : choices->Below(3);
-    layout.repeat_row = input && choices->OneIn(16);
-    return layout;
+  static Layout LayoutOfRoute(Choices *choices, bool input) {
+    return Fused() ? AlignedLayout(choices, input) : RandomLayout(choices, input);
   }
 
   // Forward, then backward with t kept and without.
@@ -67,10 +63,10 @@ class OialrDevice : public testing::TestWithParam<std::tuple<lath_oialr_route, i
     Choices choices(seed);
     emulator_order(choices.Next() % 4);
     const lath_dtype dtype = Fused() ? (choices.OneIn(2) ? LATH_BF16 : LATH_F16) : kDtypes[choices.Below(4)];
-    const OialrLayouts layouts = {RandomLayout(&choices, true), RandomLayout(&choices, true), RandomLayout(&choices, true)};
+    const OialrLayouts layouts = {LayoutOfRoute(&choices, true), LayoutOfRoute(&choices, true), LayoutOfRoute(&choices, true)};
     OialrDeviceOptions options = Options();
     options.blas = choices.OneIn(2);
-    options.output = RandomLayout(&choices, false);
+    options.output = LayoutOfRoute(&choices, false);
     options.contiguous.misalignment = Fused() ? 0 : choices.Below(3);
     options.workspace_misalignment = choices.OneIn(2) ? lath_dtype_size(dtype) : 0;
     CheckBothWays(ExactOialrInputs(dtype, shape, choices.OneIn(2), seed, layouts), options,

@@ -23,14 +23,6 @@ Operand Filled(lath_dtype dtype, int64_t rows, int64_t cols, Layout layout, uint
   return operand;
 }
 
-Layout RandomLayout(Choices *choices, bool input) {
-  Layout layout;
-  layout.gap = choices->OneIn(2) ? 0 : choices->Below(20);
-  layout.misalignment = choices->Below(3);
-  layout.repeat_row = input && choices->OneIn(16);
-  return layout;
-}
-
 // c (m, n) = start + a (m, k) b (k, n), where start is the old c, the bias in each row or 0.
 void CheckProduct(const Form &form, int64_t m, int64_t n, int64_t k, uint32_t seed) {
   if (LeftOut(seed)) return;
