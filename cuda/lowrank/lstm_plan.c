@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * lstm_plan.c - how a low-rank LSTM is carried out: which factors are merged, and the steps of a sequence. */
 #include "core/check.h"
+#include "gemm/times.h"
 #include "lowrank/lstm_steps.h"
 #include "lowrank/routes.h"
 
 /* Estimates, per nanosecond and multiprocessor; docs/cuda.md says where they are from. */
-#define LAUNCH_NS 2200.0
-#define L2_BYTES 40.0
 #define STEP_OPERATIONS 250.0
 #define LIBRARY_OPERATIONS 380.0
 #define TILE_SAMPLES 16
@@ -56,8 +55,8 @@ static int is_input_factored(const struct lath_lowrank_lstm *a, int64_t rows) {
 static double step_time(const struct lath_cuda_lstm *l, int launches, double numbers) {
   const double batch = (double)l->a->batch, tiles = (double)lath_blocks(l->a->batch, TILE_SAMPLES);
   const double compute = 2.0 * batch * numbers / STEP_OPERATIONS;
-  const double load = tiles * numbers * (double)lath_dtype_size(l->a->dtype) / L2_BYTES;
-  return launches * LAUNCH_NS + (compute > load ? compute : load) / l->device.multiprocessors;
+  const double load = tiles * numbers * (double)lath_dtype_size(l->a->dtype) / LATH_CACHE_RATE;
+  return launches * LATH_LAUNCH_NS + (compute > load ? compute : load) / l->device.multiprocessors;
 }
 
 /* Of all steps, through the factors or through their product. Merging saves a launch in each step, and costs a product per call. */
@@ -65,7 +64,7 @@ static double steps_time(const struct lath_cuda_lstm *l, int factored) {
   const struct lath_lowrank_lstm *a = l->a;
   const double gates = (double)l->gates, hidden = (double)a->hidden, rank = (double)a->rank, steps = (double)a->steps;
   if (factored) return steps * step_time(l, 2, rank * (gates + hidden));
-  const double merge = LAUNCH_NS + 2.0 * gates * hidden * rank / (LIBRARY_OPERATIONS * l->device.multiprocessors);
+  const double merge = LATH_LAUNCH_NS + 2.0 * gates * hidden * rank / (LIBRARY_OPERATIONS * l->device.multiprocessors);
   return merge + steps * step_time(l, 1, gates * hidden);
 }
 

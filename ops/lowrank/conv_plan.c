@@ -10,6 +10,7 @@
 #define CHANNELS_TO_TURN 16
 #define FULL_VECTOR 16
 #define HALF_VECTOR 8
+#define MANY_CHANNELS 128
 #define TINY_IMAGE 16
 #define LARGE_IMAGE 1024
 
@@ -35,9 +36,10 @@ static int dense_pays(const struct lath_lowrank_conv2d *a, const struct lath_con
 }
 
 /* Channels-last images whose ranks fill vectors: a library has nothing to pad, and nothing to turn. Half filled ones where rows of images
- * leave our vectors half filled, too. */
+ * leave our vectors half filled, too. Many channels are more to turn, with any rank of more than half a vector. */
 static int suits_a_library(const struct lath_lowrank_conv2d *a, const struct lath_conv_shape *s, int backward) {
   if (a->kernel_h * a->kernel_w == 1) return 0;
+  if (a->form == LATH_POINTWISE && !backward && s->in >= MANY_CHANNELS && s->rank > HALF_VECTOR) return 1;
   if (s->rank % FULL_VECTOR == 0) return a->form == LATH_POINTWISE || !backward || s->out_height * s->width < LARGE_IMAGE;
   return a->form == LATH_SEPARABLE && s->rank % HALF_VECTOR == 0 && s->width % HALF_VECTOR != 0;
 }

@@ -147,6 +147,22 @@ TEST(Conv2dPlan, RanksThatFillVectorsGoToALibraryOnChannelsLastImages) {
   }
 }
 
+// Pointwise, forward: of many channels any rank of more than half a vector.
+TEST(Conv2dPlan, ManyChannelsGoToALibraryOnChannelsLastImages) {
+  const auto kernel = [](int64_t channels, int64_t rank, bool backward, bool channels_last) {
+    const ConvShape shape =
+        ConvShape().Batch(16).Channels(channels, rank, 128).Image(14, 14).Kernel(3, 3).Pad(1).Form(LATH_POINTWISE);
+    return PlanOf(shape, backward, LATH_F32, channels_last).kernel;
+  };
+  for (const int64_t rank : {9, 24, 59}) {
+    EXPECT_EQ(kernel(128, rank, false, true), LATH_CONV_PAIR);
+    EXPECT_EQ(kernel(127, rank, false, true), LATH_CONV_FUSED);
+    EXPECT_EQ(kernel(128, rank, true, true), LATH_CONV_FUSED);
+    EXPECT_EQ(kernel(128, rank, false, false), LATH_CONV_FUSED);
+  }
+  EXPECT_EQ(kernel(128, 8, false, true), LATH_CONV_FUSED);
+}
+
 TEST(Conv2dPlan, Bf16GoesToALibraryOnlyWhereTheProcessorMultipliesIt) {
   for (const ConvShape &shape : kResNet) {
     const bool pair = PlanOf(shape, false, LATH_BF16).kernel == LATH_CONV_PAIR;

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ._fake import check_conv_shapes
 from ._frozen_conv import frozen_conv
+from ._padding import same_padding
 from .factor import CONV_MODES, conv_break_even_rank, merge_conv, merge_conv_bias
 
 PLANNED = ("plain", "fused", "linear", "pair", "merged")  # enum lath_conv_kernel
@@ -22,6 +23,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)  # enum lath_dtype
 _plan = torch.ops.lath.lowrank_conv2d_plan.default
 
 Pair = int | tuple[int, int]
+
+FEWEST_THIN_CHANNELS, FEWEST_CHANNELS = 9, 64  # of what a library fills its vectors with
 
 
 class Geometry(NamedTuple):
@@ -53,12 +56,6 @@ def two(value: Pair, what: str) -> tuple[int, int]:
     if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, int) for v in value):
         return value[0], value[1]
     raise TypeError(f"lath.lowrank_conv2d: {what} is {value!r}, expected an int or two of them")
-
-
-def same_padding(kernel: int, dilation: int) -> tuple[int, int]:
-    """Before and after, so that the output is as large as the input; an odd pixel goes after."""
-    total = dilation * (kernel - 1)
-    return total // 2, total - total // 2
 
 
 def geometry(
@@ -145,9 +142,7 @@ def composite(
     Without ``keep_input`` the first of two keeps nothing of x where weight_v requires no gradient.
     """
     if len(stages) == 2 and inner_bias is None and not keep_input:
-        first = stages[0]
-        padded = x if first.pad is None else pad(x, first.pad)
-        p = frozen_conv(padded, weight_v, first.stride, first.padding, first.dilation, groups)
+        p = first_of_two(x, weight_v, stages[0], groups)
         return convolve(p, weight_u, bias, stages[1], groups)
     if len(stages) == 2:
         p = convolve(x, weight_v, inner_bias, stages[0], groups)
@@ -155,6 +150,12 @@ def composite(
     if inner_bias is not None:
         bias = merge_conv_bias(weight_u, bias, inner_bias, groups)
     return convolve(x, merge_conv(weight_v, weight_u, groups), bias, stages[0], groups)
+
+
+def first_of_two(x: Tensor, weight_v: Tensor, stage: Stage, groups: int) -> Tensor:
+    """The convolution to thin images, which keeps nothing of x where weight_v requires no gradient."""
+    padded = x if stage.pad is None else pad(x, stage.pad)
+    return frozen_conv(padded, weight_v, stage.stride, stage.padding, stage.dilation, groups)
 
 
 def _convolve_back(dy: Tensor, x: Tensor, weight: Tensor, stage: Stage, groups: int, need_x: bool, need_weight: bool):
@@ -188,6 +189,16 @@ def composite_grads(dy, x, weight_v, weight_u, p, g: Geometry, needs):
     if need_inner_bias:
         d_inner_bias = dp.sum((0, 2, 3))
     return dx, dv, du, dy.sum((0, 2, 3)) if need_bias else None, d_inner_bias
+
+
+def suits_a_library_first(kernel: str, shape_v: torch.Size) -> bool:
+    """Of channels-last images in training with a frozen first factor: whether torch convolves with that one.
+
+    ``kernel`` is what the planner takes where both factors train. The limits were measured, see docs/planner.md.
+    """
+    rank, channels, *taps = shape_v
+    wide = math.prod(taps) > 1 and rank >= FEWEST_THIN_CHANNELS and channels >= FEWEST_CHANNELS
+    return kernel == "pair" or (kernel == "fused" and wide)
 
 
 # ---- route --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 import torch.autograd.forward_ad as _forward_ad
 from torch import Tensor
-from torch.nn.functional import conv1d, conv2d, conv3d, pad
+from torch.nn.functional import conv1d, conv2d, conv3d
+
+from ._padding import in_numbers
 
 _CONVOLUTIONS = {3: conv1d, 4: conv2d, 5: conv3d}  # by dimensions of the weight
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -37,7 +39,7 @@ def frozen_conv(
     if not eager or weight.requires_grad or not (x.requires_grad and torch.is_grad_enabled()):
         return convolve(x, weight, None, stride, padding, dilation, groups)
     if isinstance(padding, str):
-        x, padding = _numbers(x, weight.shape[2:], padding, dilation)
+        x, padding = in_numbers(x, weight.shape[2:], padding, dilation)
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = (t if t.dtype is torch.float64 else t.to(dtype) for t in (x, weight))
@@ -73,14 +75,3 @@ class FrozenConvFunction(torch.autograd.Function):
             return torch.zeros_like(x), *(None,) * 5
         dx, _, _ = torch.ops.aten.convolution_backward(dy, x, weight, None, *ctx.window, (True, False, False))
         return dx, *(None,) * 5
-
-
-def _numbers(x: Tensor, kernel_size: torch.Size, padding: str, dilation: tuple[int, ...]):
-    """X, padded where the sides differ, and the padding that is left."""
-    if padding == "valid":
-        return x, (0,) * len(kernel_size)
-    totals = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
-    odd = [total % 2 for total in totals]
-    if any(odd):
-        x = pad(x, [side for extra in reversed(odd) for side in (0, extra)])
-    return x, tuple(total // 2 for total in totals)

@@ -44,6 +44,7 @@ __all__ = [
     "lowrank_linear",
     "lowrank_linear_plan",
     "lowrank_lstm",
+    "oialr_conv2d",
     "oialr_linear",
     "oialr_linear_plan",
 ]
@@ -249,22 +250,8 @@ def lowrank_conv2d(
             or (inner_bias is not None and inner_bias.requires_grad)
         )
     )
-    taken = _conv_route(
-        kernel,
-        training,
-        x.is_cuda,
-        x.dtype,
-        x.dim() == 4 and x.layout is torch.strided and x.stride(1) == 1,
-        x.shape,
-        weight_v.shape,
-        weight_u.shape,
-        inner_bias is not None,
-        stride,
-        padding,
-        dilation,
-        groups,
-        mode,
-    )
+    window = stride, padding, dilation, groups, mode
+    taken = _route_of(kernel, training, x, weight_v.shape, weight_u.shape, inner_bias is not None, *window)
     if taken.kernel == "linear":
         return _pixelwise(x, weight_v, weight_u, bias, inner_bias)
     if taken.stages:
@@ -430,6 +417,68 @@ def oialr_linear(
     return _oialr_linear(x, weight_vh, weight_s, weight_u, bias, code)
 
 
+def oialr_conv2d(
+    x: Tensor,
+    weight_vh: Tensor,
+    weight_s: Tensor,
+    weight_u: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """A convolution with a weight in an orthogonal basis, of which the core trains.
+
+    The weight is ``weight_u weight_s weight_vh`` as a matrix of ``out`` rows, with weight_vh likewise. Computed as
+    :func:`lowrank_conv2d` with the second factor ``weight_u weight_s``. On channels-last images, in training, torch
+    convolves with weight_vh where it is faster at that, and the rest is lath's own, pixel by pixel. x, weight_s
+    and bias get gradients, for which a training step keeps ``rank`` numbers of each group and output pixel, and not x.
+
+    Args:
+        x: (batch, in, height, width), or (in, height, width).
+        weight_vh: (groups * rank, in / groups, kh, kw), the right basis, for every group.
+        weight_s: (rank, rank), the core.
+        weight_u: (out, rank), the left basis.
+        bias: (out), or None.
+        stride: as for ``torch.nn.functional.conv2d``, like the next three.
+        padding: numbers, "same" or "valid".
+        dilation: distance of the taps.
+        groups: groups of channels.
+
+    Returns:
+        (batch, out, out_height, out_width) in the type of x, channels-last if x is; under autocast in the autocast
+        type.
+
+    Raises:
+        RuntimeError: a shape, dtype, layout or device does not fit; or autocast to float16 on the CPU.
+        TypeError: x is not a tensor; stride, padding or dilation is neither an int nor two of them.
+        ValueError: an unknown padding, or padding "same" with a stride.
+
+    As with :func:`lowrank_conv2d`, ``create_graph=True`` is an error where lath's own convolution ran.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"lath.oialr_conv2d: x is {type(x).__name__}, expected torch.Tensor")
+    if weight_u.dim() != 2 or weight_s.shape != (weight_u.shape[1], weight_u.shape[1]):
+        raise RuntimeError(
+            f"lath::oialr_conv2d: weight_s: got shape {tuple(weight_s.shape)} with weight_u of shape "
+            f"{tuple(weight_u.shape)}, expected (rank, rank) with (out, rank)"
+        )
+    if weight_vh.dim() != 4 or weight_vh.shape[0] != groups * weight_s.shape[0]:
+        raise RuntimeError(
+            f"lath::oialr_conv2d: weight_vh: got shape {tuple(weight_vh.shape)}, expected (groups * rank, in / groups, "
+            f"kh, kw) with {groups} groups and rank {weight_s.shape[0]}"
+        )
+    window = stride, padding, dilation, groups, "pointwise"
+    if _trains_the_core_alone(x, weight_vh, weight_s, weight_u, bias) and groups == 1 and _has_adjacent_channels(x):
+        taken = _route_of("auto", True, x, weight_vh.shape, (*weight_u.shape, 1, 1), False, *window)
+        if x.is_cpu and x.dtype is torch.float32 and _conv.suits_a_library_first(taken.kernel, weight_vh.shape):
+            t = _conv.first_of_two(x, weight_vh, _conv.stages(taken.geometry)[0], groups)
+            return _pixelwise(t, weight_s, weight_u, bias, None)
+    second = (weight_u @ weight_s)[..., None, None]
+    return lowrank_conv2d(x, weight_vh, second, bias, None, *window, "auto", False)
+
+
 def frobenius_decay(weight_v: Tensor, weight_u: Tensor) -> Tensor:
     """``|| weight_u weight_v ||_F^2`` as a scalar tensor, from the Gram matrices of the factors.
 
@@ -580,6 +629,39 @@ def _conv_route(*arguments) -> _conv.Route:
     except TypeError:  # a list among the numbers, or a symbolic size
         symbolic = any(type(n) is not int for n in arguments[5])
         return (_conv.traced_route if symbolic else _conv.route)(*arguments)
+
+
+def _route_of(
+    kernel: str,
+    training: bool,
+    x: Tensor,
+    shape_v: tuple[int, ...],
+    shape_u: tuple[int, ...],
+    inner_bias: bool,
+    *window,
+) -> _conv.Route:
+    kind = kernel, training, x.is_cuda, x.dtype, _has_adjacent_channels(x)
+    return _conv_route(*kind, x.shape, shape_v, shape_u, inner_bias, *window)
+
+
+def conv2d_is_of_torch(x: Tensor, weight_v: Tensor, weight_u: Tensor, *window) -> bool:
+    """Whether :func:`lowrank_conv2d` without a gradient hands these to convolutions of torch."""
+    return bool(_route_of("auto", False, x, weight_v.shape, weight_u.shape, False, *window).stages)
+
+
+def _has_adjacent_channels(x: Tensor) -> bool:
+    return x.dim() == 4 and x.layout is torch.strided and x.stride(1) == 1
+
+
+def _trains_the_core_alone(
+    x: Tensor, weight_vh: Tensor, weight_s: Tensor, weight_u: Tensor, bias: Tensor | None
+) -> bool:
+    """In an eager call that records gradients, outside of autocast and of what differentiates otherwise."""
+    if not torch.is_grad_enabled() or weight_vh.requires_grad or weight_u.requires_grad:
+        return False
+    if torch.compiler.is_compiling() or _in_functorch() or _forward_ad._current_level >= 0 or _autocasts(x):
+        return False
+    return x.requires_grad or weight_s.requires_grad or (bias is not None and bias.requires_grad)
 
 
 def _training_plan(x: Tensor, weight_v: Tensor, weight_u: Tensor, code: int) -> tuple[bool, int]:

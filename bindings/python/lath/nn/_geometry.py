@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import pad
 
-from .._conv import same_padding
+from .._padding import same_padding
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 

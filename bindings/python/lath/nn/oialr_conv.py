@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import Conv1d, Conv2d, Conv3d, Module, Parameter, Sequential
 from torch.nn.functional import conv1d, conv2d, conv3d
 
-from .._frozen_conv import frozen_conv
+from .._frozen_conv import frozen_conv, is_channels_last
 from ..factor import Decomposition, conv_break_even_rank, merge
-from ..ops import lowrank_conv2d
+from ..ops import conv2d_is_of_torch, lowrank_conv2d, oialr_conv2d
 from ._geometry import check_window, pad_ahead, tuple_of, window_repr
 from .conv import LowRankConv2d
 from .core import Core
@@ -189,15 +189,11 @@ class OIALRConv(OneCore):
         vh, s, u, bias = self._operands()
         copy = None if self._frozen is None else self._frozen_copy(x)
         if copy is not None:
-            first, second = copy
+            y = self._forward_frozen(x, *copy, bias, padding)
         elif self._dense_is_cheaper():
-            first, second = None, merge(vh, u @ s)
+            y = self._convolve(x, merge(vh, u @ s).reshape(self._dense_shape()), bias, padding)
         else:
-            first, second = vh, u @ s
-        if first is None:
-            y = self._convolve(x, second.reshape(self._dense_shape()), bias, padding)
-        else:
-            y = self._convolve_twice(x, self._first_weight(first), second, bias, padding)
+            y = self._convolve_core(x, self._first_weight(vh), s, u, bias, padding)
         if self.norm is not None:
             y = self.norm(y)
         return y if self.activation is None else self.activation(y)
@@ -207,8 +203,28 @@ class OIALRConv(OneCore):
         vh = vh.reshape(-1, self.in_channels // self.groups, *self.kernel_size)
         return vh if self.groups == 1 else vh.repeat(self.groups, *(1,) * (self._dims + 1))
 
+    def _merge(self) -> tuple[Tensor | None, Tensor]:
+        first, second = super()._merge()
+        return (None, second.reshape(self._dense_shape())) if first is None else (self._first_weight(first), second)
+
+    def _forward_frozen(self, x: Tensor, first: Tensor | None, second: Tensor, bias: Tensor | None, padding) -> Tensor:
+        if first is None:
+            return self._convolve(x, second, bias, padding)
+        suited = first.contiguous(memory_format=self._best_format(x, first, second, padding))
+        if suited is not first:  # kept, for the calls to come
+            self._frozen = (*self._frozen[:2], suited, second)
+        return self._convolve_twice(x, suited, second, bias, padding)
+
+    def _best_format(self, x: Tensor, first: Tensor, second: Tensor, padding) -> torch.memory_format:
+        """Of the first weight: torch's convolutions would turn it at each call into that of the images."""
+        return torch.contiguous_format
+
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding) -> Tensor:
         raise NotImplementedError
+
+    def _convolve_core(self, x: Tensor, first: Tensor, s: Tensor, u: Tensor, bias: Tensor | None, padding) -> Tensor:
+        """With the core where it trains."""
+        return self._convolve_twice(x, first, u @ s, bias, padding)
 
     def _convolve_twice(self, x: Tensor, first: Tensor, second: Tensor, bias: Tensor | None, padding) -> Tensor:
         """With ``first`` of ``groups rank`` channels, then pixel by pixel with ``second``, (out, rank)."""
@@ -276,9 +292,18 @@ class OIALRConv2d(OIALRConv):
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding) -> Tensor:
         return conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
+    def _convolve_core(self, x: Tensor, first: Tensor, s: Tensor, u: Tensor, bias: Tensor | None, padding) -> Tensor:
+        return oialr_conv2d(x, first, s, u, bias, self.stride, padding, self.dilation, self.groups)
+
     def _convolve_twice(self, x: Tensor, first: Tensor, second: Tensor, bias: Tensor | None, padding) -> Tensor:
-        window = self.stride, padding, self.dilation, self.groups, "pointwise", "auto", False
-        return lowrank_conv2d(x, first, second[..., None, None], bias, None, *window)
+        window = self.stride, padding, self.dilation, self.groups, "pointwise"
+        return lowrank_conv2d(x, first, second[..., None, None], bias, None, *window, "auto", False)
+
+    def _best_format(self, x: Tensor, first: Tensor, second: Tensor, padding) -> torch.memory_format:
+        window = self.stride, padding, self.dilation, self.groups, "pointwise"
+        if is_channels_last(x) and conv2d_is_of_torch(x, first, second[..., None, None], *window):
+            return torch.channels_last
+        return torch.contiguous_format
 
 
 class OIALRConv3d(OIALRConv):
@@ -292,3 +317,6 @@ class OIALRConv3d(OIALRConv):
     def _convolve_twice(self, x: Tensor, first: Tensor, second: Tensor, bias: Tensor | None, padding) -> Tensor:
         t = frozen_conv(x, first, self.stride, padding, self.dilation, self.groups)
         return conv3d(t, second[..., None, None, None], bias, groups=self.groups)
+
+    def _best_format(self, x: Tensor, first: Tensor, second: Tensor, padding) -> torch.memory_format:
+        return torch.channels_last_3d if is_channels_last(x) else torch.contiguous_format
