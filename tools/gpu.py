@@ -286,7 +286,7 @@ def need_pytest(run: Run) -> None:
 # Files of tests that run on every device. What only CUDA has comes first: out of time, a stage has the rest missing.
 ON_DEVICES = (
     *("cuda", "ops", "autograd", "reliability", "modules"),
-    *("conv_ops", "conv_autograd", "conv_modules", "oialr_ops"),
+    *("conv_ops", "conv_autograd", "conv_modules", "oialr_ops", "oialr_conv"),
 )
 
 

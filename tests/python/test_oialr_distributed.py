@@ -40,13 +40,20 @@ def state(net, optimizer):
     return digest(*net.parameters(), *net.buffers(), *(v.reshape(-1) for v in kept))
 """
 
+# Threads of gloo that ask for the interpreter while it comes to its end abort the process, so it ends without that.
+END = """
+distributed.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)
+"""
+
 
 def two(code: str) -> list[str]:
     """What two processes print; both have to come to an end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    script = PRELUDE + textwrap.dedent(code) + "\ndistributed.destroy_process_group()\n"
+    script = PRELUDE + textwrap.dedent(code) + END
     here = str(Path(__file__).parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
     running = [
